@@ -1,0 +1,325 @@
+//! Steps 4, 5 and 12: what node, operator and server say to each other, as JSON over HTTP.
+//!
+//! Every document carries `schema`. A receiver takes documents of its own schema with fields it does not know, so
+//! that a server may be newer than its nodes; another schema number is refused with a clear error.
+//!
+//! | method and path | body | answer |
+//! |---|---|---|
+//! | `POST /v1/update-check` | [`UpdateCheck`] | [`UpdateAnswer`] |
+//! | `POST /v1/events` | [`Events`] | 204 once they are durable |
+//! | `GET /v1/metadata/<file>` | | TUF metadata: `timestamp.json`, `<n>.<role>.json` |
+//! | `GET /v1/targets/<path>` | | target files by their consistent-snapshot names |
+//! | `GET /v1/payloads/<sha256>` | | the payload, with ranges |
+//! | `PUT /api/v1/root` | [`RootPush`] | [`Published`] |
+//! | `PUT /api/v1/payloads/<sha256>` | the payload's bytes | 204 |
+//! | `POST /api/v1/releases` | [`ReleasePush`] | [`Published`] |
+//! | `GET /api/v1/releases` | | [`ReleaseList`] |
+//! | `GET /api/v1/channels` | | [`ChannelList`] |
+//! | `PUT /api/v1/channels/<channel>` | [`ChannelSet`] | [`ChannelInfo`] |
+//! | `POST /api/v1/channels/<channel>/promote` | [`ChannelPromote`] | [`ChannelInfo`] |
+//! | `GET /api/v1/nodes` | | [`NodeList`] |
+//! | `GET /api/v1/audit` | | [`AuditLog`] |
+//!
+//! An error is a status of 4xx or 5xx with an [`ErrorBody`]. Requests under `/api/` carry `Authorization: Bearer`.
+
+use crate::digest::Sha256;
+use crate::id::{Arch, BootId, Channel, Group, NodeId};
+use crate::slot::Slot;
+use crate::status::StateName;
+use crate::version::Version;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+#[cfg(test)]
+mod tests;
+
+/// The schema number of the documents here.
+pub const SCHEMA: u32 = 1;
+/// The longest JSON body that either side reads, in bytes, payloads and metadata aside.
+pub const BODY_MAX: usize = 1 << 20;
+/// The longest [`ReleasePush`] or [`RootPush`], in bytes: it carries whole metadata files.
+pub const PUSH_MAX: usize = 16 << 20;
+
+/// A node asks whether it should update. Also its sign of life.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpdateCheck {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Who asks.
+    pub node: NodeId,
+    /// The line it follows.
+    pub channel: Channel,
+    /// The set it belongs to.
+    pub group: Group,
+    /// Its architecture.
+    pub arch: Arch,
+    /// The version it runs.
+    pub version: Version,
+    /// The slot it runs from.
+    pub slot: Slot,
+    /// The boot it is in.
+    pub boot_id: BootId,
+    /// What it was doing when it asked.
+    pub state: StateName,
+    /// Whether a person asked for this check.
+    #[serde(default)]
+    pub interactive: bool,
+}
+
+/// The server's answer: it says when, the signed metadata says what.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpdateAnswer {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// What to do.
+    pub decision: Decision,
+    /// The version to go to, with [`Decision::Update`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<Version>,
+    /// For a person: why.
+    pub reason: String,
+    /// Ask again after so many seconds, where the server has a wish.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after_s: Option<u64>,
+}
+
+/// What the server wants of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Decision {
+    /// Install [`UpdateAnswer::version`].
+    Update,
+    /// Nothing newer for this node.
+    None,
+    /// There is something, but not for this node at this time.
+    Hold,
+}
+
+/// What happened on a node, in order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Events {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Where.
+    pub node: NodeId,
+    /// What, oldest first.
+    pub events: Vec<Event>,
+}
+
+/// One thing that happened on a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// Counts up on each node, so that an event sent twice is stored once.
+    pub seq: u64,
+    /// When, by the node's clock.
+    pub at: Timestamp,
+    /// What.
+    pub kind: EventKind,
+    /// The release it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<Version>,
+    /// The release's digest (see [`crate::manifest::Manifest::release_digest`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub release: Option<Sha256>,
+    /// For a person: details, evidence of a failure.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub detail: String,
+}
+
+/// The kinds of [`Event`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EventKind {
+    /// The download of a release began.
+    DownloadStarted,
+    /// The inactive slot holds the release, verified.
+    Staged,
+    /// The next boot was switched to it.
+    Activated,
+    /// The node is about to reboot into it.
+    Rebooting,
+    /// It booted and proved its health.
+    Confirmed,
+    /// It did not; the node runs the old release again and will not try this one again.
+    RolledBack,
+    /// An attempt failed before anything was activated.
+    Failed,
+    /// An offer was refused: trust, downgrade, quarantine.
+    Refused,
+}
+
+/// The signed roles that an operator made offline, each file's bytes as text.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RootPush {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Every root the server may lack, oldest first.
+    pub roots: Vec<String>,
+    /// The targets metadata, where the server has none yet or a root changed its keys.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub targets: Option<String>,
+}
+
+/// A release: its manifest and the targets metadata that signs it. Payloads are uploaded before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReleasePush {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// The targets version this was made from: the server refuses (409) if it has another one by now.
+    pub replaces: u64,
+    /// The new targets metadata, signed, byte for byte.
+    pub targets: String,
+    /// The manifests that it names and the server lacks, byte for byte.
+    pub manifests: Vec<String>,
+}
+
+/// What the server publishes after a change: the versions of the metadata.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Published {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Version of root.
+    pub root: u64,
+    /// Version of targets.
+    pub targets: u64,
+    /// Version of snapshot.
+    pub snapshot: u64,
+    /// Version of timestamp.
+    pub timestamp: u64,
+}
+
+/// The releases a server holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReleaseList {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Newest version first.
+    pub releases: Vec<ReleaseInfo>,
+}
+
+/// One release on a server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReleaseInfo {
+    /// Its version.
+    pub version: Version,
+    /// Its architecture.
+    pub arch: Arch,
+    /// When it was pushed.
+    pub pushed_at: Timestamp,
+    /// Length of its images together, in bytes.
+    pub image_bytes: u64,
+    /// Length of its full payload, in bytes.
+    pub payload_bytes: u64,
+    /// The channels that hold it.
+    pub channels: Vec<Channel>,
+}
+
+/// Points a channel at a release.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChannelSet {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// The release its nodes go to.
+    pub version: Version,
+}
+
+/// Points a channel at what another one points at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChannelPromote {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// The channel to take the release from.
+    pub from: Channel,
+}
+
+/// The channels of a server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChannelList {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// By name.
+    pub channels: Vec<ChannelInfo>,
+}
+
+/// One channel of a server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChannelInfo {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Its name.
+    pub channel: Channel,
+    /// The release its nodes go to.
+    pub version: Version,
+    /// Since when.
+    pub changed_at: Timestamp,
+    /// The name of the token that changed it.
+    pub changed_by: String,
+}
+
+/// The nodes a server has heard of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeList {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// By last contact, newest first.
+    pub nodes: Vec<NodeInfo>,
+}
+
+/// What a server knows of a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeInfo {
+    /// Its id.
+    pub node: NodeId,
+    /// The channel it follows.
+    pub channel: Channel,
+    /// The group it belongs to.
+    pub group: Group,
+    /// Its architecture.
+    pub arch: Arch,
+    /// The version it ran when last heard of.
+    pub version: Version,
+    /// The slot it ran from.
+    pub slot: Slot,
+    /// What it was doing.
+    pub state: StateName,
+    /// When it was last heard of.
+    pub last_seen: Timestamp,
+    /// The last event it reported, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_event: Option<Event>,
+}
+
+/// The server's record of changes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditLog {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Newest first.
+    pub entries: Vec<AuditEntry>,
+}
+
+/// One change on a server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditEntry {
+    /// Its place in the log, from 1.
+    pub seq: u64,
+    /// When.
+    pub at: Timestamp,
+    /// The name of the token, or `server`.
+    pub actor: String,
+    /// What was done: `channel.set`, `release.push`.
+    pub action: String,
+    /// To what.
+    pub subject: String,
+    /// From what to what.
+    pub detail: String,
+}
+
+/// The body of every error answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// For programs: `not-found`, `conflict`, `invalid`, `unauthorized`, `forbidden`, `too-large`, `internal`.
+    pub kind: String,
+    /// For people: one line saying what, expected, found, and what to do.
+    pub message: String,
+}
