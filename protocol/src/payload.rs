@@ -16,6 +16,7 @@ use crate::id::PartitionRole;
 
 mod decode;
 mod encode;
+pub mod frame;
 #[cfg(test)]
 mod tests;
 
@@ -30,6 +31,8 @@ pub const HEADER_LEN: usize = 64;
 pub const HEAD_MAX: u64 = 512 << 20;
 /// The longest index that is accepted once decompressed, in bytes.
 pub const INDEX_MAX: u64 = 1 << 30;
+/// The most partitions that an index may hold.
+pub const PARTITIONS_MAX: u32 = 64;
 /// A segment is closed once it holds this many bytes, unless the index says otherwise.
 pub const SEGMENT_LEN: u32 = 4 << 20;
 /// The longest segment that an index may ask for, in bytes: this bounds the node's memory.
