@@ -1,1 +1,17 @@
-//! The tests crate.
+//! All steps, from outside: what the tests, the benches and the demo share. Real programs on real files, no mocks.
+//!
+//! - [`programs`] builds and finds the real binaries, [`process`] runs them and keeps what they said.
+//! - [`images`] makes OS images, real ext4 where `mke2fs` is there.
+//! - [`world`] is an operator with a server; [`node`] is a machine with a disk, an engine and a loader.
+//! - [`small`] is a world with a small release, for tests.
+//! - [`hostile`] stands between node and server and misbehaves.
+//! - [`blockdev`] puts a disk file behind a loop device.
+
+pub mod blockdev;
+pub mod hostile;
+pub mod images;
+pub mod node;
+pub mod process;
+pub mod programs;
+pub mod small;
+pub mod world;

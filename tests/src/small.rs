@@ -1,0 +1,94 @@
+//! All steps, small: a world with an image of a few MiB and an update of it, for tests that need many.
+
+use crate::images::{Kind, Tree};
+use crate::node::{Node, Setup};
+use crate::world::{Release, World};
+use anyhow::Result;
+use std::path::PathBuf;
+
+/// Bytes of files in an image.
+const FILES: usize = 3 << 20;
+/// Length of an image.
+pub const IMAGE: u64 = 8 << 20;
+/// Length of a root partition.
+pub const SLOT: &str = "12M";
+
+/// A world where 1.0.0 runs and `alpha` holds 1.1.0.
+#[derive(Debug)]
+pub struct Small {
+    /// The operator.
+    pub world: World,
+    /// The files of 1.1.0.
+    pub tree: Tree,
+    /// The image of 1.0.0.
+    pub v1: PathBuf,
+    /// The image of 1.1.0.
+    pub v2: PathBuf,
+    /// The release 1.1.0.
+    pub release: Release,
+}
+
+impl Small {
+    /// Makes it; 1.1.0 changes a fifth of the files of 1.0.0.
+    ///
+    /// # Errors
+    /// Where a program fails.
+    pub fn new() -> Result<Self> {
+        let old = Tree::generate(11, FILES);
+        let new = old.updated(12, 20);
+        Self::with_trees(&old, new)
+    }
+
+    /// The same with a 1.1.0 that shares nothing with 1.0.0, so that all of it must be fetched.
+    ///
+    /// # Errors
+    /// Where a program fails.
+    pub fn all_new() -> Result<Self> {
+        Self::with_trees(&Tree::generate(13, FILES), Tree::generate(14, FILES))
+    }
+
+    fn with_trees(old: &Tree, new: Tree) -> Result<Self> {
+        let world = World::new()?;
+        let v1 = world.folder().join("v1.img");
+        let v2 = world.folder().join("v2.img");
+        old.write_image(&v1, IMAGE, Kind::Bytes)?;
+        new.write_image(&v2, IMAGE, Kind::Bytes)?;
+        let release = world.publish("1.1.0", &v2, "alpha", FAST)?;
+        Ok(Self { world, tree: new, v1, v2, release })
+    }
+
+    /// A further release, with some files of the last one changed, on `alpha`.
+    ///
+    /// # Errors
+    /// Where a program fails.
+    pub fn publish_next(&self, version: &str, seed: u64) -> Result<(Release, PathBuf)> {
+        let image = self.world.folder().join(format!("{version}.img"));
+        self.tree.updated(seed, 20).write_image(&image, IMAGE, Kind::Bytes)?;
+        let release = self.world.publish(version, &image, "alpha", FAST)?;
+        Ok((release, image))
+    }
+
+    /// How a node of this world is made.
+    #[must_use]
+    pub fn setup(&self) -> Setup<'_> {
+        Setup {
+            root: &self.v1,
+            version: "1.0.0",
+            slot_size: SLOT,
+            disk_arguments: &[],
+            channel: "alpha",
+            config: "",
+        }
+    }
+
+    /// A node that runs 1.0.0, follows `alpha` and talks to `server`.
+    ///
+    /// # Errors
+    /// Where its disk cannot be made.
+    pub fn node(&self, name: &str, server: &str) -> Result<Node<'_>> {
+        Node::new(&self.world, name, server, &self.setup())
+    }
+}
+
+/// Arguments of `image-tools release build` for tests: quick instead of small.
+pub const FAST: &[&str] = &["--level", "3"];
