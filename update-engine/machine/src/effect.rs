@@ -1,0 +1,131 @@
+//! Steps 5 to 12: what the driver is to do.
+
+use crate::record::{Record, Release};
+use protocol::slot::Slot;
+use protocol::status::Exit;
+use protocol::version::Version;
+use protocol::wire;
+
+/// One thing to do. See the rules in the crate's documentation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Make this record durable. On failure: [`crate::Event::SaveFailed`], and the rest of the batch is dropped.
+    Save(Box<Record>),
+    /// Drop the evidence of a staged slot, if there is any.
+    Discard,
+    /// Stop the running operation as soon as it can; its event still comes.
+    Abort,
+    /// Answer the operator event of this step.
+    Reply(Reply),
+    /// Send these events to the server, beside the running operation. Answered by [`crate::Event::Reported`]; there
+    /// is never more than one report under way.
+    Report(Vec<wire::Event>),
+    /// Run this operation. Always the last effect of its batch.
+    Run(Operation),
+    /// The pass of [`crate::Mode::Once`] is over: end with this exit code.
+    Finish(Exit),
+}
+
+/// The answer to an operator's request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// Whether it is done or will be.
+    pub accepted: bool,
+    /// What will happen, or why nothing will; one line.
+    pub text: String,
+}
+
+/// An operation that takes time and may fail. There is never more than one running.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// Read the facts again, after a failure that left them in doubt. → [`crate::Event::Probed`]
+    Probe,
+    /// Ask the server, check the trust chain. → [`crate::Event::Checked`]
+    Check {
+        /// Whether a person asked.
+        interactive: bool,
+        /// The release staged or activated: find out whether the channel still lists it.
+        pending: Option<Release>,
+    },
+    /// Everything that can be found out before the first byte: sizes, table health, mounts, space. Also of a target
+    /// that holds an activated release at this time. → [`crate::Event::Preflighted`]
+    Preflight {
+        /// The release to install.
+        release: Release,
+        /// The slot it goes to.
+        target: Slot,
+    },
+    /// Make the slot one that boot selection cannot choose; flushed. → [`crate::Event::TableChanged`]
+    Invalidate {
+        /// The slot.
+        target: Slot,
+    },
+    /// Fetch what is missing, write the slot. → [`crate::Event::Installed`]
+    Install {
+        /// The release to install.
+        release: Release,
+        /// The slot it goes to.
+        target: Slot,
+    },
+    /// Flush the slot, read it back from the medium, compare; keep the evidence. → [`crate::Event::ReadBack`]
+    ReadBack {
+        /// The release it must hold.
+        release: Release,
+        /// The slot.
+        target: Slot,
+    },
+    /// Switch the next boot to the slot, with the evidence of the read-back. → [`crate::Event::TableChanged`]
+    Activate {
+        /// The release it holds.
+        release: Release,
+        /// The slot.
+        target: Slot,
+        /// Tries it gets.
+        tries: u8,
+    },
+    /// Switch the next boot to the slot without evidence: it is bootable and successful, which is checked again
+    /// there. It gets priority 2, `tries`, successful 0; the running slot priority 1. → [`crate::Event::TableChanged`]
+    Revert {
+        /// The slot.
+        target: Slot,
+        /// Tries it gets.
+        tries: u8,
+    },
+    /// Undo the switch of [`Self::Activate`]: the target is invalidated. → [`crate::Event::TableChanged`]
+    Deactivate {
+        /// The slot.
+        target: Slot,
+    },
+    /// Undo the switch of [`Self::Revert`]: the target gets priority 1, tries 0 and successful back, the running slot
+    /// priority 2. → [`crate::Event::TableChanged`]
+    Restore {
+        /// The slot.
+        target: Slot,
+    },
+    /// Set the running slot successful, tries 0. → [`crate::Event::TableChanged`]
+    MarkGood {
+        /// The running slot.
+        slot: Slot,
+    },
+    /// Zero the slot's attributes after its release failed. → [`crate::Event::TableChanged`]
+    Condemn {
+        /// The slot.
+        slot: Slot,
+    },
+    /// Judge the running release, within so many seconds by a monotonic clock. → [`crate::Event::HealthJudged`]
+    RunHealth {
+        /// Seconds until it counts as failed.
+        deadline_s: u32,
+    },
+    /// Ask for the reboot permit. → [`crate::Event::Permit`]
+    AcquirePermit {
+        /// The version to reboot into.
+        version: Version,
+    },
+    /// See whether the permit is still held, immediately before the flip. → [`crate::Event::Permit`]
+    RecheckPermit,
+    /// Give the permit back. → [`crate::Event::Permit`]
+    ReleasePermit,
+    /// Reboot. → [`crate::Event::RebootRequested`]
+    Reboot,
+}

@@ -1,0 +1,207 @@
+//! Steps 5 to 12: what the machine is told.
+
+use crate::record::{PerSlot, Release};
+use protocol::digest::Sha256;
+use protocol::id::BootId;
+use protocol::slot::{Attributes, Slot};
+use protocol::status::Progress;
+use protocol::version::Version;
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The engine started. The first event, once.
+    Start(Start),
+    /// The time of [`crate::State::wake_at`] was reached.
+    Tick,
+    /// A person, or a program in the name of one, asks for something. Answered by [`crate::Effect::Reply`].
+    Operator(Command),
+    /// How far the transfer got; only for the status.
+    Progress(Progress),
+    /// The record could not be saved; the rest of its batch was not executed. With a line saying why.
+    SaveFailed(String),
+    /// [`crate::Effect::Report`] ended: the server stored every event up to this `seq`, or the report failed.
+    Reported(Result<u64, Failure>),
+    /// [`crate::Operation::Probe`] ended: the facts as they are now.
+    Probed(Result<Facts, Failure>),
+    /// [`crate::Operation::Check`] ended.
+    Checked(Result<Checked, Failure>),
+    /// [`crate::Operation::Preflight`] ended.
+    Preflighted(Result<(), Failure>),
+    /// One of the operations that change the partition table ended: the attributes of both slots, read again from
+    /// the medium. After an error nothing is assumed about what was written.
+    TableChanged(Result<PerSlot<Attributes>, Failure>),
+    /// [`crate::Operation::Install`] ended: every byte of the release is written to the slot.
+    Installed(Result<Progress, Failure>),
+    /// [`crate::Operation::ReadBack`] ended: the slot was flushed, read from the medium and compared.
+    ReadBack(Result<(), Failure>),
+    /// [`crate::Operation::RunHealth`] ended.
+    HealthJudged(Health),
+    /// [`crate::Operation::AcquirePermit`], `RecheckPermit` or `ReleasePermit` ended.
+    Permit(Permit),
+    /// [`crate::Operation::Reboot`] ended: the system will go down, or why it will not (an inhibitor, a hook).
+    RebootRequested(Result<(), Failure>),
+}
+
+/// What the driver found when it started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Start {
+    /// The running system and the slots.
+    pub facts: Facts,
+    /// Whether to end after one pass.
+    pub mode: Mode,
+    /// Seeds the jitter. Any number; nodes should differ.
+    pub seed: u64,
+}
+
+/// The running system and the slots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// The boot that the engine runs in.
+    pub boot_id: BootId,
+    /// The slot that was booted.
+    pub slot: Slot,
+    /// The version that the running system says it is.
+    pub version: Version,
+    /// The attributes of both slots, from the partition table.
+    pub attributes: PerSlot<Attributes>,
+    /// Whether the engine may reboot this machine; false with `--disk`.
+    pub reboot_allowed: bool,
+}
+
+/// How long the engine runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// One pass, then [`crate::Effect::Finish`].
+    Once,
+    /// Until it is stopped.
+    Daemon,
+}
+
+/// What a check brought.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checked {
+    /// What the server said and the signed metadata bore out.
+    pub answer: Answer,
+    /// The signed channel file was read and lists the pending release of [`crate::Operation::Check`] no longer.
+    /// False where nothing is pending or the channel file could not be read.
+    pub withdrawn: bool,
+    /// The server's wish for the next check, in seconds.
+    pub retry_after_s: Option<u64>,
+}
+
+/// What the server said and the signed metadata bore out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Nothing for this node. With the server's reason.
+    Nothing(String),
+    /// There is something, but not now. With the server's reason.
+    Hold(String),
+    /// An authorised release: signed, unexpired, listed by this node's channel, not a downgrade.
+    Offer(Offer),
+    /// There is something, and it was refused: trust, downgrade, barrier. With the refusal.
+    Refused(String),
+}
+
+/// An authorised release.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Offer {
+    /// Which.
+    pub release: Release,
+    /// Length of its images together, in bytes.
+    pub bytes_total: u64,
+}
+
+/// Why an operation failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// Whose fault it is, which decides what happens next.
+    pub kind: FailureKind,
+    /// One line for a person, the chain of causes included.
+    pub detail: String,
+    /// The server's wish for the next attempt, in seconds.
+    pub retry_after_s: Option<u64>,
+}
+
+impl Failure {
+    /// A failure without a wish of the server.
+    #[must_use]
+    pub fn new(kind: FailureKind, detail: impl Into<String>) -> Self {
+        Self { kind, detail: detail.into(), retry_after_s: None }
+    }
+}
+
+/// Whose fault a failure is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailureKind {
+    /// The network's or the server's: transient, tried again with back-off, costs no attempt.
+    Network,
+    /// The release's: its content is not what it should be. Costs an attempt.
+    Release,
+    /// The node's: a disk, a partition, space. Costs an attempt.
+    Node,
+    /// Nobody's: it was refused (trust, policy). Costs no attempt.
+    Refused,
+    /// Stopped by [`crate::Effect::Abort`]. Costs no attempt.
+    Cancelled,
+}
+
+/// The judgement over the running release.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// Every required check passed before the deadline.
+    Passed,
+    /// A required check failed, or the deadline passed. With the evidence. Advisory checks, and the server being out
+    /// of reach, never lead here.
+    Failed(String),
+    /// It could not be judged: stopped by [`crate::Effect::Abort`], or the checks could not be run at all.
+    Unknown(String),
+}
+
+/// What came of asking for, checking or giving back the reboot permit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Permit {
+    /// Held, or still held. With its name for the status.
+    Granted(String),
+    /// Not now. With the reason: who holds it, which window.
+    Denied(String),
+    /// Was held and is no longer.
+    Lost(String),
+    /// Given back, or was not held.
+    Released,
+    /// This node has no lock to ask.
+    Unsupported(String),
+    /// The lock could not be asked.
+    Failed(Failure),
+}
+
+/// What a person asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Check now; install what is offered as the strategy says.
+    Check,
+    /// As [`Self::Check`]; with `force_retry` the attempts spent on releases are forgotten first.
+    Update {
+        /// Forget the attempts spent.
+        force_retry: bool,
+    },
+    /// Stop what is being installed, undo a flip.
+    Cancel,
+    /// Go back to the other slot; the release running now is quarantined once the other one has proved itself.
+    Rollback,
+    /// Confirm the running release without waiting for its health checks.
+    MarkGood,
+    /// Forget quarantined releases, and the attempts spent on them.
+    QuarantineClear(Clear),
+    /// Reboot now, whatever the strategy says.
+    Reboot,
+}
+
+/// Which quarantined releases to forget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clear {
+    /// All.
+    All,
+    /// The one with this digest.
+    Release(Sha256),
+}

@@ -1,0 +1,104 @@
+//! Steps 5 to 12: every bound the machine keeps, in one place.
+
+use jiff::civil::{Time, Weekday};
+use jiff::tz::TimeZone;
+
+/// When a staged release is activated, and who reboots (DESIGN section 4, "When to activate").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Strategy {
+    /// Activated when staged; the engine never reboots by itself.
+    Off,
+    /// Activated when staged; reboots at once.
+    Immediate,
+    /// Activated when staged; reboots in the next window.
+    Window,
+    /// Activated only while holding the reboot permit; reboots then.
+    Lock,
+}
+
+/// A time in which the engine may reboot, by the zone of [`Policy::zone`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// The days on which it opens; none means every day.
+    pub days: Vec<Weekday>,
+    /// When it opens.
+    pub start: Time,
+    /// How long it stays open, in seconds; it may pass midnight.
+    pub length_s: u32,
+}
+
+/// Every bound the machine keeps. Times are in seconds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// When to activate and to reboot.
+    pub strategy: Strategy,
+    /// When [`Strategy::Window`] may reboot; with none it never does.
+    pub windows: Vec<Window>,
+    /// The time zone that the windows are given in.
+    pub zone: TimeZone,
+    /// Tries that an activated slot gets before the loader falls back, 1 to 15.
+    pub tries: u8,
+    /// Seconds a new release has to prove its health, counted by the driver's monotonic clock: the wall clock may
+    /// jump while a node boots, and a jump must not condemn a release.
+    pub health_deadline_s: u32,
+    /// Seconds until health is judged again when it failed and there is no slot to fall back to.
+    pub rejudge_s: u32,
+    /// Seconds between checks.
+    pub poll_interval_s: u32,
+    /// The most by which an interval differs from [`Self::poll_interval_s`], either way, in seconds.
+    pub poll_jitter_s: u32,
+    /// The first check comes within so many seconds of the start.
+    pub first_check_s: u32,
+    /// A server's wish for the next check is raised to so many seconds.
+    pub retry_after_min_s: u32,
+    /// A server's wish for the next check is lowered to so many seconds.
+    pub retry_after_max_s: u32,
+    /// Seconds to wait after the first failure; doubles with each one.
+    pub backoff_first_s: u32,
+    /// The longest wait after failures, in seconds.
+    pub backoff_max_s: u32,
+    /// Attempts per release that may fail by the release's or the node's fault.
+    pub attempts_max: u32,
+    /// Attempts per release that may be cut off by a crash, a power cut or a restart of the engine.
+    pub interruptions_max: u32,
+    /// Releases whose attempts are remembered; the oldest is forgotten first.
+    pub attempts_kept: usize,
+    /// Events kept for the server; the oldest is dropped first, and counted.
+    pub events_max: usize,
+    /// Events sent in one report.
+    pub report_max: usize,
+    /// The longest detail of an event, an error or a reason kept, in bytes.
+    pub detail_max: usize,
+    /// Seconds between requests for the permit.
+    pub permit_retry_s: u32,
+    /// Seconds between attempts to reboot, and how long a reboot that was accepted may take.
+    pub reboot_retry_s: u32,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            strategy: Strategy::Off,
+            windows: Vec::new(),
+            zone: TimeZone::UTC,
+            tries: 3,
+            health_deadline_s: 300,
+            rejudge_s: 10 * 60,
+            poll_interval_s: 45 * 60,
+            poll_jitter_s: 5 * 60,
+            first_check_s: 60,
+            retry_after_min_s: 60,
+            retry_after_max_s: 4 * 60 * 60,
+            backoff_first_s: 60,
+            backoff_max_s: 4 * 60 * 60,
+            attempts_max: 10,
+            interruptions_max: 100,
+            attempts_kept: 16,
+            events_max: 256,
+            report_max: 64,
+            detail_max: 4096,
+            permit_retry_s: 60,
+            reboot_retry_s: 5 * 60,
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! Steps 5 to 12: the durable part of the state, which the driver saves before anything that depends on it.
+
+use crate::queue::EventQueue;
+use jiff::Timestamp;
+use protocol::digest::Sha256;
+use protocol::id::BootId;
+use protocol::slot::Slot;
+use protocol::status::{LastCheck, QuarantineEntry};
+use protocol::version::Version;
+use serde::{Deserialize, Serialize};
+
+/// The schema number of [`Record`].
+const SCHEMA: u32 = 1;
+
+/// What the machine must not forget. Serialised by the driver; unreadable records are its business (set aside and
+/// reported, never silently taken as empty).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// 1; [`Record::is_known`] tells.
+    pub schema: u32,
+    /// The newest version that this node confirmed: what a downgrade is measured against.
+    pub newest_confirmed: Option<Version>,
+    /// Releases that are never tried again. Never trimmed.
+    pub quarantine: Vec<QuarantineEntry>,
+    /// Attempts per release, oldest first.
+    pub attempts: Vec<Attempt>,
+    /// The flip that is under way or waits for its boot.
+    pub intent: Option<Intent>,
+    /// What each slot holds, as far as is known.
+    pub slots: PerSlot<Option<Content>>,
+    /// The boot in which the engine last ran.
+    pub last_boot: Option<LastBoot>,
+    /// What the server has not yet been told.
+    pub events: EventQueue,
+    /// The last check.
+    pub last_check: Option<LastCheck>,
+    /// The last refusal that was reported, so that each is reported once.
+    pub refusal: Option<Refusal>,
+    /// The release that this node came back from, until another one is staged or the quarantine is cleared.
+    pub rolled_back: Option<RolledBack>,
+    /// The reboot permit that the node holds, by its name.
+    pub permit: Option<String>,
+}
+
+impl Default for Record {
+    fn default() -> Self {
+        Self {
+            schema: SCHEMA,
+            newest_confirmed: None,
+            quarantine: Vec::new(),
+            attempts: Vec::new(),
+            intent: None,
+            slots: PerSlot { a: None, b: None },
+            last_boot: None,
+            events: EventQueue::default(),
+            last_check: None,
+            refusal: None,
+            rolled_back: None,
+            permit: None,
+        }
+    }
+}
+
+impl Record {
+    /// Whether this program knows the record's schema.
+    #[must_use]
+    pub const fn is_known(&self) -> bool {
+        self.schema == SCHEMA
+    }
+
+    /// The quarantine entry of a release, if it has one.
+    #[must_use]
+    pub fn quarantined(&self, release: &Sha256) -> Option<&QuarantineEntry> {
+        self.quarantine.iter().find(|entry| entry.release == *release)
+    }
+
+    /// The attempts at a release, if there were any.
+    #[must_use]
+    pub fn attempt(&self, release: &Sha256) -> Option<&Attempt> {
+        self.attempts.iter().find(|attempt| attempt.release.digest == *release)
+    }
+
+    /// Whether what this slot holds must not boot again: it failed here, or its release is quarantined.
+    #[must_use]
+    pub fn condemned(&self, slot: Slot) -> bool {
+        self.slots.get(slot).as_ref().is_some_and(|content| {
+            content.condemned || content.digest.is_some_and(|digest| self.quarantined(&digest).is_some())
+        })
+    }
+}
+
+/// One of something for each slot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PerSlot<T> {
+    /// For slot A.
+    pub a: T,
+    /// For slot B.
+    pub b: T,
+}
+
+impl<T> PerSlot<T> {
+    /// That of this slot.
+    pub const fn get(&self, slot: Slot) -> &T {
+        match slot {
+            Slot::A => &self.a,
+            Slot::B => &self.b,
+        }
+    }
+
+    /// That of this slot, to change.
+    pub const fn get_mut(&mut self, slot: Slot) -> &mut T {
+        match slot {
+            Slot::A => &mut self.a,
+            Slot::B => &mut self.b,
+        }
+    }
+}
+
+/// A release, by what identifies it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Release {
+    /// Its version.
+    pub version: Version,
+    /// Its digest: [`protocol::manifest::Manifest::release_digest`].
+    pub digest: Sha256,
+}
+
+/// What a slot holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Content {
+    /// The version: of the manifest where the engine installed it, else what the running system said.
+    pub version: Version,
+    /// The release's digest, where the engine installed it.
+    pub digest: Option<Sha256>,
+    /// What the system in this slot called itself when it last ran. When it calls itself something else, the slot
+    /// was written by somebody else.
+    pub reported: Option<Version>,
+    /// It failed here and must not boot again.
+    pub condemned: bool,
+}
+
+/// The attempts at a release.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// Which.
+    pub release: Release,
+    /// One is under way. Found set at a start, it was cut off.
+    pub open: bool,
+    /// Attempts that failed by the release's or the node's fault.
+    pub failed: u32,
+    /// Attempts that were cut off.
+    pub interrupted: u32,
+    /// Why the last one failed.
+    pub last_error: String,
+}
+
+/// A flip: recorded durably before it is made, cleared when its outcome is known.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Intent {
+    /// What the target holds.
+    pub content: Content,
+    /// The slot that boots next.
+    pub target: Slot,
+    /// The boot in which the flip was made.
+    pub boot_id: BootId,
+    /// The tries that the target got.
+    pub tries: u8,
+    /// Why.
+    pub purpose: Purpose,
+    /// How far the flip got.
+    pub flip: Flip,
+}
+
+/// Why a flip is made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Purpose {
+    /// To a release that was installed.
+    Update,
+    /// Back, because a person asked. The release gone back from is quarantined when the target is confirmed.
+    Rollback {
+        /// What ran when the person asked.
+        from: Content,
+    },
+}
+
+/// How far a flip got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Flip {
+    /// About to be made: it may or may not be on the disk.
+    Activating,
+    /// Made.
+    Activated,
+    /// About to be undone: it may or may not be on the disk.
+    Undoing,
+}
+
+/// A boot in which the engine ran.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastBoot {
+    /// Its id.
+    pub boot_id: BootId,
+    /// The slot it ran from.
+    pub slot: Slot,
+}
+
+/// A refusal that was reported.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// The release, where it is known.
+    pub release: Option<Release>,
+    /// Why.
+    pub reason: String,
+}
+
+/// A release that this node came back from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RolledBack {
+    /// Its version.
+    pub version: Version,
+    /// Its digest, where it is known.
+    pub digest: Option<Sha256>,
+    /// Why.
+    pub reason: String,
+    /// When that was found.
+    pub at: Timestamp,
+}

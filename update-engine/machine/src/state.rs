@@ -1,0 +1,192 @@
+//! Steps 5 to 12: the whole state: policy, durable record, and what is known only while the engine runs.
+
+use crate::effect::Operation;
+use crate::event::{Facts, Mode, Offer};
+use crate::policy::Policy;
+use crate::record::{Content, Record, Release};
+use jiff::Timestamp;
+use protocol::status::{Exit, Progress};
+use protocol::version::Version;
+
+/// The machine's state. Made from a policy and the saved record, changed only by [`crate::step`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct State {
+    pub(crate) policy: Policy,
+    pub(crate) record: Record,
+    /// The record as the last `Save` has it; `None` where it is unknown what is durable.
+    pub(crate) saved: Option<Record>,
+    pub(crate) run: Run,
+}
+
+impl State {
+    /// The state of an engine that is about to start with this record.
+    #[must_use]
+    pub fn new(policy: Policy, record: Record) -> Self {
+        Self { policy, saved: Some(record.clone()), record, run: Run::default() }
+    }
+
+    /// The bounds in force.
+    #[must_use]
+    pub const fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// The durable part.
+    #[must_use]
+    pub const fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// The facts last reported.
+    #[must_use]
+    pub const fn facts(&self) -> Option<&Facts> {
+        self.run.facts.as_ref()
+    }
+
+    /// The operation that runs.
+    #[must_use]
+    pub const fn operation(&self) -> Option<&Operation> {
+        self.run.operation.as_ref()
+    }
+
+    /// When to deliver [`crate::Event::Tick`], whatever runs. A time in the past means now.
+    #[must_use]
+    pub const fn wake_at(&self) -> Option<Timestamp> {
+        self.run.wake_at
+    }
+
+    /// The exit code, once [`crate::Effect::Finish`] was given.
+    #[must_use]
+    pub const fn finished(&self) -> Option<Exit> {
+        self.run.finished
+    }
+
+    /// What is being waited for, if anything.
+    #[must_use]
+    pub const fn waiting(&self) -> Option<&Waiting> {
+        self.run.waiting.as_ref()
+    }
+
+    /// The version that runs: as its manifest has it where the engine installed it, else what the running system
+    /// calls itself. What a release is compared with.
+    #[must_use]
+    pub fn running_version(&self) -> Option<&Version> {
+        let facts = self.run.facts.as_ref()?;
+        Some(self.record.slots.get(facts.slot).as_ref().map_or(&facts.version, |content| &content.version))
+    }
+
+    /// The release that the other slot holds, verified, and that did not boot yet; and whether it is activated.
+    #[must_use]
+    pub fn pending(&self) -> Option<(Release, bool)> {
+        let facts = self.run.facts.as_ref()?;
+        if let Some(intent) = self.record.intent.as_ref().filter(|intent| intent.target != facts.slot) {
+            return intent.content.release().map(|release| (release, true));
+        }
+        let update = self.run.update.as_ref().filter(|update| update.stage == Stage::Staged)?;
+        Some((update.offer.release.clone(), false))
+    }
+}
+
+/// What is being waited for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Waiting {
+    /// The next window, or a window at all.
+    Window(String),
+    /// The permit.
+    Permit(String),
+    /// The system will not reboot now: an inhibitor, a hook.
+    Inhibitor(String),
+}
+
+/// What is known only while the engine runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Run {
+    pub(crate) facts: Option<Facts>,
+    pub(crate) once: bool,
+    pub(crate) random: u64,
+    pub(crate) operation: Option<Operation>,
+    /// The last batch started the running operation, or a report, or finished: undone when its save fails.
+    pub(crate) last_batch: LastBatch,
+    pub(crate) report_running: bool,
+    pub(crate) report_failed: bool,
+    pub(crate) report_at: Option<Timestamp>,
+    pub(crate) report_failures: u32,
+    pub(crate) wake_at: Option<Timestamp>,
+    /// Facts are in doubt until this time, then they are read again.
+    pub(crate) probe_at: Option<Timestamp>,
+    pub(crate) table_failures: u32,
+    pub(crate) update: Option<Update>,
+    /// The running operation works for something that was given up.
+    pub(crate) abandoned: bool,
+    pub(crate) next_check: Option<Timestamp>,
+    pub(crate) interactive: bool,
+    pub(crate) checked: bool,
+    pub(crate) failures: u32,
+    pub(crate) judgement: Judgement,
+    pub(crate) unknown_judgements: u32,
+    pub(crate) waiting: Option<Waiting>,
+    pub(crate) permit_at: Option<Timestamp>,
+    pub(crate) permit_note: String,
+    pub(crate) permit_checked: bool,
+    pub(crate) reboot_at: Option<Timestamp>,
+    pub(crate) reboot_note: String,
+    pub(crate) reboot_requested: bool,
+    pub(crate) reboot_announced: bool,
+    pub(crate) reboot_wanted: bool,
+    pub(crate) rollback_wanted: bool,
+    pub(crate) undo_wanted: bool,
+    pub(crate) verdict: Option<Exit>,
+    pub(crate) finished: Option<Exit>,
+    pub(crate) progress: Progress,
+    pub(crate) note: String,
+    pub(crate) error: Option<String>,
+}
+
+impl Run {
+    pub(crate) fn set_mode(&mut self, mode: Mode) {
+        self.once = mode == Mode::Once;
+    }
+}
+
+/// What the last batch held besides its save.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct LastBatch {
+    pub(crate) operation: bool,
+    pub(crate) report: bool,
+    pub(crate) finish: bool,
+}
+
+/// The update that is under way in this run of the engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Update {
+    pub(crate) offer: Offer,
+    pub(crate) stage: Stage,
+}
+
+/// How far it got: what was done last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Stage {
+    Accepted,
+    Preflighted,
+    Invalidated,
+    Installed,
+    Staged,
+}
+
+/// What is known of the running release's health.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Judgement {
+    #[default]
+    Pending,
+    Passed,
+    /// To be judged again at this time.
+    Again(Timestamp),
+}
+
+impl Content {
+    /// The release, where its digest is known.
+    #[must_use]
+    pub fn release(&self) -> Option<Release> {
+        self.digest.map(|digest| Release { version: self.version.clone(), digest })
+    }
+}

@@ -1,0 +1,294 @@
+//! Steps 8 to 10, flip, permit, reboot: when the next boot is switched, and who reboots when.
+
+use super::Turn;
+use super::schedule::{Opening, opening};
+use crate::effect::Operation;
+use crate::event::{Failure, Permit};
+use crate::policy::Strategy;
+use crate::record::{Content, Flip, Intent, Purpose, Release};
+use crate::state::Waiting;
+use protocol::slot::Slot;
+use protocol::status::Exit;
+use protocol::version::Version;
+use protocol::wire::EventKind;
+
+/// Whether the permit allows to go on.
+enum Leave {
+    /// It does, or none is needed.
+    Granted,
+    /// This operation must run first.
+    Ask(Operation),
+    /// Not now.
+    Wait,
+}
+
+impl Turn {
+    /// A staged release: activated at once, or under the permit.
+    pub(super) fn decide_activation(&mut self, release: &Release, target: Slot) -> Option<Operation> {
+        match self.leave(&release.version) {
+            Leave::Wait => None,
+            Leave::Ask(operation) => Some(operation),
+            Leave::Granted => {
+                let content = Content {
+                    version: release.version.clone(),
+                    digest: Some(release.digest),
+                    reported: None,
+                    condemned: false,
+                };
+                self.intend(content, target, Purpose::Update)?;
+                let tries = self.state.policy.tries;
+                Some(Operation::Activate { release: release.clone(), target, tries })
+            }
+        }
+    }
+
+    /// What a flip still needs: its undoing, or the way back that a person asked for.
+    pub(super) fn decide_flip(&mut self, other: Slot) -> Option<Operation> {
+        match &self.state.record.intent {
+            Some(intent) if intent.flip == Flip::Undoing => {
+                let target = intent.target;
+                return Some(match intent.purpose {
+                    Purpose::Update => Operation::Deactivate { target },
+                    Purpose::Rollback { .. } => Operation::Restore { target },
+                });
+            }
+            // Its operation ended without saying what is on the disk.
+            Some(intent) if intent.flip == Flip::Activating => return Some(Operation::Probe),
+            Some(_) => return None,
+            None => {}
+        }
+        if !self.state.run.rollback_wanted {
+            return None;
+        }
+        let Some(content) = self.state.record.slots.get(other).clone() else {
+            self.state.run.rollback_wanted = false;
+            return None;
+        };
+        match self.leave(&content.version) {
+            Leave::Wait => None,
+            Leave::Ask(operation) => Some(operation),
+            Leave::Granted => {
+                let from = self.state.record.slots.get(other.other()).clone()?;
+                self.intend(content, other, Purpose::Rollback { from })?;
+                Some(Operation::Revert { target: other, tries: self.state.policy.tries })
+            }
+        }
+    }
+
+    /// Records what the flip that comes next is for. It is durable before the flip is made.
+    fn intend(&mut self, content: Content, target: Slot, purpose: Purpose) -> Option<()> {
+        let facts = self.state.run.facts.as_ref()?;
+        self.state.record.intent = Some(Intent {
+            content,
+            target,
+            boot_id: facts.boot_id.clone(),
+            tries: self.state.policy.tries,
+            purpose,
+            flip: Flip::Activating,
+        });
+        Some(())
+    }
+
+    fn leave(&mut self, version: &Version) -> Leave {
+        if self.state.policy.strategy != Strategy::Lock {
+            return Leave::Granted;
+        }
+        if let Some(at) = self.state.run.permit_at
+            && self.wait_until(at)
+        {
+            self.state.run.waiting = Some(Waiting::Permit(self.state.run.permit_note.clone()));
+            return Leave::Wait;
+        }
+        if self.state.record.permit.is_none() {
+            return Leave::Ask(Operation::AcquirePermit { version: version.clone() });
+        }
+        if self.state.run.permit_checked { Leave::Granted } else { Leave::Ask(Operation::RecheckPermit) }
+    }
+
+    pub(super) fn permit(&mut self, operation: &Operation, permit: Permit, abandoned: bool) {
+        match (operation, permit) {
+            (Operation::ReleasePermit, Permit::Granted(reason)) => self.wait_for_permit(&reason),
+            (Operation::ReleasePermit, Permit::Failed(failure)) => self.wait_for_permit(&failure.detail),
+            (Operation::ReleasePermit, _) => self.state.record.permit = None,
+            (_, Permit::Granted(name)) => {
+                self.state.run.permit_checked = !abandoned && *operation == Operation::RecheckPermit;
+                self.state.run.permit_at = None;
+                self.state.record.permit = Some(name);
+            }
+            (_, Permit::Lost(reason)) => self.permit_lost(&reason),
+            (Operation::RecheckPermit, Permit::Denied(reason) | Permit::Unsupported(reason)) => {
+                self.permit_lost(&reason);
+            }
+            (_, Permit::Denied(reason) | Permit::Unsupported(reason)) => self.wait_for_permit(&reason),
+            (_, Permit::Failed(failure)) => self.wait_for_permit(&failure.detail),
+            (_, Permit::Released) => self.wait_for_permit("the permit was given back"),
+        }
+    }
+
+    fn wait_for_permit(&mut self, reason: &str) {
+        self.state.run.permit_note = self.cut(reason);
+        self.state.run.permit_checked = false;
+        self.state.run.permit_at = Some(self.after(self.state.policy.permit_retry_s.into()));
+        self.verdict(Exit::Deferred);
+    }
+
+    /// The permit is gone: what was activated under it must not boot.
+    pub(super) fn permit_lost(&mut self, reason: &str) {
+        self.state.record.permit = None;
+        self.wait_for_permit(reason);
+        if self.state.policy.strategy != Strategy::Lock || self.state.run.reboot_requested {
+            return;
+        }
+        if self.undo_flip(true) {
+            self.state.run.next_check = self.state.run.permit_at;
+        } else if matches!(
+            self.state.run.operation,
+            Some(Operation::Activate { .. } | Operation::Revert { .. })
+        ) {
+            self.state.run.undo_wanted = true;
+        }
+    }
+
+    /// The flip is on the disk.
+    pub(super) fn activated(&mut self) {
+        let undo = std::mem::take(&mut self.state.run.undo_wanted);
+        self.state.run.rollback_wanted = false;
+        // The evidence was used up; the attempt ended when the slot was staged.
+        self.state.run.update = None;
+        self.state.run.reboot_at = None;
+        let Some(intent) = &mut self.state.record.intent else { return };
+        intent.flip = if undo { Flip::Undoing } else { Flip::Activated };
+        let (content, target) = (intent.content.clone(), intent.target);
+        self.tell(EventKind::Activated, Some(&content.version), content.digest, "");
+        self.note(format!("{} is activated: the next boot starts slot {target}", content.version));
+        self.state.run.error = None;
+        self.verdict(Exit::Done);
+    }
+
+    /// The reboot, where something waits for it and the strategy, the window and the permit agree.
+    pub(super) fn decide_reboot(&mut self) -> Option<Operation> {
+        let facts = self.state.run.facts.as_ref()?;
+        let allowed = facts.reboot_allowed;
+        let Some(intent) = &self.state.record.intent else {
+            let wanted = std::mem::take(&mut self.state.run.reboot_wanted);
+            return if wanted && allowed { Some(Operation::Reboot) } else { self.decide_release() };
+        };
+        if intent.flip != Flip::Activated || !allowed {
+            return None;
+        }
+        let version = intent.content.version.clone();
+        if !std::mem::take(&mut self.state.run.reboot_wanted) {
+            if let Some(at) = self.state.run.reboot_at
+                && self.wait_until(at)
+            {
+                self.state.run.waiting = Some(Waiting::Inhibitor(self.state.run.reboot_note.clone()));
+                return None;
+            }
+            match self.state.policy.strategy {
+                Strategy::Off => return None,
+                Strategy::Immediate => {}
+                Strategy::Window => self.wait_for_window()?,
+                Strategy::Lock => match self.leave(&version) {
+                    Leave::Granted => {}
+                    Leave::Ask(operation) => return Some(operation),
+                    Leave::Wait => return None,
+                },
+            }
+        }
+        self.announce_reboot();
+        Some(Operation::Reboot)
+    }
+
+    fn announce_reboot(&mut self) {
+        if std::mem::replace(&mut self.state.run.reboot_announced, true) {
+            return;
+        }
+        if let Some(intent) = self.state.record.intent.clone() {
+            self.tell(EventKind::Rebooting, Some(&intent.content.version), intent.content.digest, "");
+        }
+    }
+
+    /// Something if a window is open.
+    fn wait_for_window(&mut self) -> Option<()> {
+        let reason = match opening(&self.state.policy, self.now) {
+            Opening::Open => return Some(()),
+            Opening::At(at) => {
+                self.wait_until(at);
+                format!("the next window opens at {at}")
+            }
+            Opening::Never => "no window is configured".to_owned(),
+        };
+        if self.state.run.verdict == Some(Exit::NothingToDo) {
+            self.verdict(Exit::Deferred);
+        }
+        self.state.run.waiting = Some(Waiting::Window(reason));
+        None
+    }
+
+    /// The permit goes back once nothing needs it. After a failed release it stays held, so that its group halts.
+    fn decide_release(&mut self) -> Option<Operation> {
+        let record = &self.state.record;
+        if record.permit.is_none() || record.rolled_back.is_some() || self.state.run.update.is_some() {
+            return None;
+        }
+        if let Some(at) = self.state.run.permit_at
+            && self.wait_until(at)
+        {
+            return None;
+        }
+        Some(Operation::ReleasePermit)
+    }
+
+    /// The running release failed and its slot is zeroed: only the reboot is left.
+    pub(super) fn decide_way_back(&mut self) -> Option<Operation> {
+        if !self.state.run.facts.as_ref()?.reboot_allowed {
+            self.verdict(Exit::Failed);
+            self.note("the next boot goes back to the other slot");
+            return None;
+        }
+        if self.reboot_settling() {
+            return None;
+        }
+        if let Some(at) = self.state.run.reboot_at
+            && self.wait_until(at)
+        {
+            self.state.run.waiting = Some(Waiting::Inhibitor(self.state.run.reboot_note.clone()));
+            return None;
+        }
+        Some(Operation::Reboot)
+    }
+
+    /// Whether a reboot that was accepted still has time to happen.
+    pub(super) fn reboot_settling(&mut self) -> bool {
+        if !self.state.run.reboot_requested {
+            return false;
+        }
+        if let Some(at) = self.state.run.reboot_at
+            && self.wait_until(at)
+        {
+            return true;
+        }
+        self.state.run.reboot_requested = false;
+        self.state.run.reboot_at = None;
+        false
+    }
+
+    pub(super) fn reboot_requested(&mut self, result: Result<(), Failure>) {
+        self.state.run.reboot_at = Some(self.after(self.state.policy.reboot_retry_s.into()));
+        self.state.run.permit_checked = false;
+        match result {
+            Ok(()) => {
+                self.state.run.reboot_requested = true;
+                if self.state.run.verdict != Some(Exit::Failed) {
+                    self.verdict(Exit::Done);
+                }
+            }
+            Err(failure) => {
+                self.state.run.reboot_note = self.cut(&failure.detail);
+                if self.state.run.verdict != Some(Exit::Failed) {
+                    self.verdict(Exit::Deferred);
+                }
+            }
+        }
+    }
+}
