@@ -1,2 +1,24 @@
-//! Skeleton.
-fn main() {}
+//! Step 4, channel: the program `update-server`.
+
+mod cli;
+
+use clap::Parser as _;
+use protocol::status::Exit;
+use std::process::ExitCode;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::new(&cli.log))
+        .with_writer(std::io::stderr)
+        .init();
+    match cli::run(cli).await {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            // The whole chain, once, here at the edge.
+            eprintln!("update-server: {error:#}");
+            Exit::Failed.into()
+        }
+    }
+}

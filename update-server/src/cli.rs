@@ -1,0 +1,249 @@
+//! The commands of `update-server` and what they print.
+
+use anyhow::{Context as _, Result};
+use clap::{Args, Parser, Subcommand};
+use jiff::Timestamp;
+use protocol::status::Exit;
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use update_server::auth::{self, Role};
+use update_server::data_dir::{self, DataDir};
+use update_server::server::{App, system_clock};
+use update_server::store::audit::{self, Change};
+use update_server::store::tokens;
+
+/// The schema number of what `--json` prints.
+const SCHEMA: u32 = 1;
+
+/// The fleet's server: holds signed releases, points channels at them, answers nodes.
+#[derive(Debug, Parser)]
+#[command(version)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Print one JSON document on stdout.
+    #[arg(long, global = true)]
+    json: bool,
+    /// What to log on stderr, as in `info` or `update_server=debug`.
+    #[arg(long, global = true, env = "RUST_LOG", default_value = "info")]
+    pub(crate) log: String,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a data directory: database, online keys, and a token for the first operator.
+    Init(DataDirArgs),
+    /// Serve nodes and operators.
+    Serve {
+        #[command(flatten)]
+        data: DataDirArgs,
+        /// The address to listen on; port 0 takes a free one. Printed on stdout once it is bound.
+        #[arg(long, default_value = "127.0.0.1:8400")]
+        listen: String,
+    },
+    /// Tokens of operators.
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Write a consistent copy of the database, while the server may run. Copy online-keys/ and payloads/ as files.
+    Backup {
+        #[command(flatten)]
+        data: DataDirArgs,
+        /// The file to write; it must not exist.
+        #[arg(long)]
+        out: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+struct DataDirArgs {
+    /// The server's folder.
+    #[arg(long)]
+    data_dir: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+enum TokenCommand {
+    /// Make a token and print it: it is shown this once only.
+    Create {
+        #[command(flatten)]
+        data: DataDirArgs,
+        /// Its name, which the audit log shows.
+        #[arg(long)]
+        name: String,
+        /// viewer reads; publisher also uploads and pushes releases; operator also sets channels and roots.
+        #[arg(long)]
+        role: Role,
+        /// When it ends by itself, as in 2027-01-31T00:00:00Z.
+        #[arg(long)]
+        expires: Option<Timestamp>,
+    },
+    /// List all tokens, without their secrets.
+    List(DataDirArgs),
+    /// End a token for ever; a running server refuses it from now on.
+    Revoke {
+        #[command(flatten)]
+        data: DataDirArgs,
+        /// Its name.
+        #[arg(long)]
+        name: String,
+    },
+}
+
+/// Runs a command.
+pub(crate) async fn run(cli: Cli) -> Result<Exit> {
+    let json = cli.json;
+    match cli.command {
+        Command::Init(data) => init(&data.data_dir, json).await,
+        Command::Serve { data, listen } => serve(&data.data_dir, &listen, json).await,
+        Command::Token(TokenCommand::Create { data, name, role, expires }) => {
+            create_token(&data.data_dir, &name, role, expires, json).await
+        }
+        Command::Token(TokenCommand::List(data)) => list_tokens(&data.data_dir, json).await,
+        Command::Token(TokenCommand::Revoke { data, name }) => {
+            revoke_token(&data.data_dir, &name, json).await
+        }
+        Command::Backup { data, out } => backup(&data.data_dir, &out, json).await,
+    }
+}
+
+fn now() -> Timestamp {
+    system_clock()()
+}
+
+async fn init(folder: &Path, json: bool) -> Result<Exit> {
+    data_dir::init(folder, now()).await?;
+    let (keys, token) = (folder.join("online-keys.pub.json"), folder.join("admin-token"));
+    if json {
+        println!(
+            "{}",
+            json!({ "schema": SCHEMA, "data_dir": folder, "online_keys": keys, "admin_token": token })
+        );
+    } else {
+        println!("made {}", folder.display());
+        println!("next: image-tools keys init --dir keys --online {}", keys.display());
+        println!("the first operator's token is in {}", token.display());
+    }
+    Ok(Exit::Done)
+}
+
+async fn serve(folder: &Path, listen: &str, json: bool) -> Result<Exit> {
+    let data = DataDir::open(folder).await?;
+    let app = App::new(&data, system_clock()).await.context("cannot read what is published")?;
+    app.renew().await;
+    let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
+    let address = listener.local_addr()?;
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    if json {
+        println!("{}", json!({ "schema": SCHEMA, "listening": format!("http://{address}") }));
+    } else {
+        println!("listening on http://{address}");
+    }
+    let stop = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("ending");
+    };
+    app.serve(listener, stop).await.context("the server stopped")?;
+    Ok(Exit::Done)
+}
+
+async fn create_token(
+    folder: &Path,
+    name: &str,
+    role: Role,
+    expires: Option<Timestamp>,
+    json: bool,
+) -> Result<Exit> {
+    // A token's name is shown in tables and logs, so it is a name like all others.
+    let valid = name.parse::<protocol::id::Group>().is_ok() && name != "server";
+    anyhow::ensure!(
+        valid,
+        "not a valid token name: expected up to 64 letters, digits, '.', '_' or '-', and not \"server\", found {name:?}"
+    );
+    let store = data_dir::open_store(folder).await?;
+    let text = auth::generate().context("the system gives no random bytes")?;
+    let made = data_dir::create_token(&store, name, role, expires, &text, now()).await?;
+    anyhow::ensure!(
+        made,
+        "the token {name} exists already: choose another name; revoked names are not used again"
+    );
+    store.close().await;
+    if json {
+        println!("{}", json!({ "schema": SCHEMA, "name": name, "role": role.as_str(), "token": text }));
+    } else {
+        println!("{text}");
+    }
+    Ok(Exit::Done)
+}
+
+async fn list_tokens(folder: &Path, json: bool) -> Result<Exit> {
+    let store = data_dir::open_store(folder).await?;
+    let tokens = tokens::list(&mut *store.read().await?).await?;
+    store.close().await;
+    let now = now();
+    let state = |token: &tokens::Token| match token.expires_at {
+        _ if token.revoked_at.is_some() => "revoked",
+        Some(at) if at <= now => "expired",
+        _ => "valid",
+    };
+    if json {
+        let rows: Vec<_> = tokens
+            .iter()
+            .map(|t| {
+                json!({
+                    "name": t.name, "role": t.role.as_str(), "state": state(t), "created_at": t.created_at,
+                    "expires_at": t.expires_at, "revoked_at": t.revoked_at,
+                })
+            })
+            .collect();
+        println!("{}", json!({ "schema": SCHEMA, "tokens": rows }));
+    } else {
+        for token in &tokens {
+            println!("{:24} {:10} {:8} made {}", token.name, token.role, state(token), token.created_at);
+        }
+    }
+    Ok(Exit::Done)
+}
+
+async fn revoke_token(folder: &Path, name: &str, json: bool) -> Result<Exit> {
+    let store = data_dir::open_store(folder).await?;
+    let now = now();
+    let mut change = store.write().await?;
+    let found = tokens::list(&mut change).await?.into_iter().find(|token| token.name == name);
+    let found = found.with_context(|| format!("there is no token {name}: see update-server token list"))?;
+    let revoked = found.revoked_at.is_none() && tokens::revoke(&mut change, name, now).await?;
+    if revoked {
+        let entry = Change { actor: "server", action: "token.revoke", subject: name, detail: "" };
+        audit::record(&mut change, now, entry).await?;
+        change.commit().await?;
+    }
+    store.close().await;
+    if json {
+        println!("{}", json!({ "schema": SCHEMA, "name": name, "revoked": revoked }));
+    } else {
+        println!("{name} {}", if revoked { "is revoked" } else { "was revoked before" });
+    }
+    Ok(if revoked { Exit::Done } else { Exit::NothingToDo })
+}
+
+async fn backup(folder: &Path, out: &Path, json: bool) -> Result<Exit> {
+    anyhow::ensure!(!out.exists(), "{} is there already: expected a new file", out.display());
+    let path = out.to_str().context("the backup's name is not UTF-8")?;
+    let store = data_dir::open_store(folder).await?;
+    store.copy_to(path).await?;
+    store.close().await;
+    // The copy is on the disk before anyone is told that there is one.
+    std::fs::File::open(out)?.sync_all()?;
+    disk::durable::sync_dir(out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
+    let bytes = std::fs::metadata(out)?.len();
+    if json {
+        println!("{}", json!({ "schema": SCHEMA, "out": out, "bytes": bytes }));
+    } else {
+        println!("wrote {} ({bytes} bytes)", out.display());
+    }
+    Ok(Exit::Done)
+}

@@ -1,0 +1,186 @@
+//! Step 3, metadata: the server's folder. `init` makes it, `serve` opens it.
+//!
+//! ```text
+//! server.db               SQLite: metadata, releases, channels, nodes, events, tokens, audit log
+//! payloads/<sha256>       the payload files
+//! online-keys/            the keys that the server signs with (0600)
+//! online-keys.pub.json    their public halves, for image-tools keys init
+//! admin-token             a token of role operator (0600)
+//! lock                    held by the server that runs on this folder
+//! ```
+
+use crate::auth::{self, Role};
+use crate::payloads::PayloadFolder;
+use crate::store::audit::{self, Change};
+use crate::store::tokens::{self, Token};
+use crate::store::{Store, StoreError};
+use jiff::Timestamp;
+use protocol::digest::Sha256;
+use std::fs::{File, TryLockError};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use trust::OnlineKeys;
+use trust::key::KeyError;
+
+/// Why a data directory cannot be made or opened.
+#[derive(Debug, thiserror::Error)]
+pub enum DataDirError {
+    /// It was made before.
+    #[error("{} is a data directory already ({found} is there): expected an empty or new folder; nothing was changed", .path.display())]
+    Initialised {
+        /// The folder.
+        path: PathBuf,
+        /// What tells.
+        found: &'static str,
+    },
+    /// It was not made yet.
+    #[error("{} is not a data directory: expected {missing} in it; make it with update-server init", .path.display())]
+    NotInitialised {
+        /// The folder.
+        path: PathBuf,
+        /// What lacks.
+        missing: &'static str,
+    },
+    /// Another server runs on it.
+    #[error("another update-server runs on {}: expected to be the only one; stop it first", .0.display())]
+    InUse(PathBuf),
+    /// A file cannot be made or read.
+    #[error("cannot use {}", .path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The database.
+    #[error("cannot use the database in {}", .path.display())]
+    Store {
+        /// The folder.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: StoreError,
+    },
+    /// The online keys.
+    #[error("cannot use the server's own keys")]
+    Keys(#[from] KeyError),
+    /// There is no randomness for a token.
+    #[error("the system gives no random bytes")]
+    Randomness(#[source] getrandom::Error),
+}
+
+/// A data directory that this process alone serves from.
+#[derive(Debug)]
+pub struct DataDir {
+    /// The database.
+    pub store: Store,
+    /// The payload folder.
+    pub payloads: PayloadFolder,
+    /// The keys that the server signs with.
+    pub keys: OnlineKeys,
+    /// Released by the system when the process ends, however it ends.
+    _lock: File,
+}
+
+const DATABASE: &str = "server.db";
+const KEYS: &str = "online-keys";
+const PUBLIC_KEYS: &str = "online-keys.pub.json";
+const ADMIN_TOKEN: &str = "admin-token";
+
+fn io_error(path: &Path) -> impl FnOnce(io::Error) -> DataDirError {
+    let path = path.to_owned();
+    |source| DataDirError::Io { path, source }
+}
+
+fn make_private_folder(path: &Path) -> Result<(), DataDirError> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io_error(path))
+}
+
+/// Makes a data directory: folder, database, online keys, and a first token of role operator.
+///
+/// # Errors
+/// [`DataDirError`]; a folder that was made before is left as it is.
+pub async fn init(folder: &Path, now: Timestamp) -> Result<(), DataDirError> {
+    for found in [DATABASE, KEYS, PUBLIC_KEYS, ADMIN_TOKEN] {
+        if folder.join(found).exists() {
+            return Err(DataDirError::Initialised { path: folder.to_owned(), found });
+        }
+    }
+    make_private_folder(folder)?;
+    make_private_folder(&folder.join(KEYS))?;
+    let keys = OnlineKeys::generate()?;
+    keys.save(&folder.join(KEYS))?;
+    keys.public().save(&folder.join(PUBLIC_KEYS))?;
+    PayloadFolder::open(&folder.join("payloads")).map_err(io_error(&folder.join("payloads")))?;
+    let store_error = |source| DataDirError::Store { path: folder.to_owned(), source };
+    let store = Store::open(&folder.join(DATABASE), true).await.map_err(store_error)?;
+    let text = auth::generate().map_err(DataDirError::Randomness)?;
+    create_token(&store, "admin", Role::Operator, None, &text, now).await.map_err(store_error)?;
+    store.close().await;
+    // Last, so that where it is, everything is.
+    let path = folder.join(ADMIN_TOKEN);
+    disk::durable::write_with_mode(&path, format!("{text}\n").as_bytes(), 0o600).map_err(io_error(&path))
+}
+
+/// Stores the token `text` under a name. False where the name is taken.
+///
+/// # Errors
+/// [`StoreError`] where the database fails.
+pub async fn create_token(
+    store: &Store,
+    name: &str,
+    role: Role,
+    expires_at: Option<Timestamp>,
+    text: &str,
+    now: Timestamp,
+) -> Result<bool, StoreError> {
+    let mut change = store.write().await?;
+    let token = Token { name: name.to_owned(), role, created_at: now, expires_at, revoked_at: None };
+    if !tokens::create(&mut change, &token, &Sha256::of(text.as_bytes())).await? {
+        return Ok(false);
+    }
+    let entry = Change { actor: "server", action: "token.create", subject: name, detail: role.as_str() };
+    audit::record(&mut change, now, entry).await?;
+    change.commit().await?;
+    Ok(true)
+}
+
+/// Opens the database of a data directory, beside a server that may be running on it.
+///
+/// # Errors
+/// [`DataDirError`].
+pub async fn open_store(folder: &Path) -> Result<Store, DataDirError> {
+    for missing in [DATABASE, ADMIN_TOKEN] {
+        if !folder.join(missing).exists() {
+            return Err(DataDirError::NotInitialised { path: folder.to_owned(), missing });
+        }
+    }
+    let failed = |source| DataDirError::Store { path: folder.to_owned(), source };
+    Store::open(&folder.join(DATABASE), false).await.map_err(failed)
+}
+
+impl DataDir {
+    /// Opens a data directory to serve from it.
+    ///
+    /// # Errors
+    /// [`DataDirError`], also where another server runs on it.
+    pub async fn open(folder: &Path) -> Result<Self, DataDirError> {
+        if !folder.join(DATABASE).exists() {
+            return Err(DataDirError::NotInitialised { path: folder.to_owned(), missing: DATABASE });
+        }
+        let path = folder.join("lock");
+        let lock = File::options().create(true).append(true).open(&path).map_err(io_error(&path))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(DataDirError::InUse(folder.to_owned())),
+            Err(TryLockError::Error(source)) => return Err(DataDirError::Io { path, source }),
+        }
+        let store = open_store(folder).await?;
+        let payloads =
+            PayloadFolder::open(&folder.join("payloads")).map_err(io_error(&folder.join("payloads")))?;
+        let keys = OnlineKeys::load(&folder.join(KEYS))?;
+        Ok(Self { store, payloads, keys, _lock: lock })
+    }
+}

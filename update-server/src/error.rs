@@ -1,0 +1,107 @@
+//! What a request can fail with, and how it is told: a status and an [`ErrorBody`].
+
+use crate::repository::PublishError;
+use crate::store::StoreError;
+use axum::Json;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use protocol::wire::ErrorBody;
+use std::error::Error;
+
+/// Why a request failed. `Display` is the line that the client gets.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// 400: the request is wrong and stays so.
+    #[error("{0}")]
+    Invalid(String),
+    /// 401.
+    #[error("{0}")]
+    Unauthorized(String),
+    /// 403.
+    #[error("{0}")]
+    Forbidden(String),
+    /// 404.
+    #[error("{0}")]
+    NotFound(String),
+    /// 409: the server's state is another one than the request assumes.
+    #[error("{0}")]
+    Conflict(String),
+    /// 413.
+    #[error("{0}")]
+    TooLarge(String),
+    /// 507: the disk is full.
+    #[error("{0}")]
+    Full(String),
+    /// 500: the server's own fault. The client is told nothing of the cause; the log has it.
+    #[error("the server failed; its log says why")]
+    Internal(#[source] Box<dyn Error + Send + Sync>),
+}
+
+impl ApiError {
+    /// The server's own fault, with its cause.
+    pub fn internal(source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::Internal(source.into())
+    }
+
+    fn kind(&self) -> (StatusCode, &'static str) {
+        match self {
+            Self::Invalid(_) => (StatusCode::BAD_REQUEST, "invalid"),
+            Self::Unauthorized(_) => (StatusCode::UNAUTHORIZED, "unauthorized"),
+            Self::Forbidden(_) => (StatusCode::FORBIDDEN, "forbidden"),
+            Self::NotFound(_) => (StatusCode::NOT_FOUND, "not-found"),
+            Self::Conflict(_) => (StatusCode::CONFLICT, "conflict"),
+            Self::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "too-large"),
+            Self::Full(_) => (StatusCode::INSUFFICIENT_STORAGE, "full"),
+            Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+        }
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        Self::internal(error)
+    }
+}
+
+impl From<PublishError> for ApiError {
+    fn from(error: PublishError) -> Self {
+        match error {
+            PublishError::Refused(_) | PublishError::Untrusted(_) => Self::Invalid(chain(&error)),
+            PublishError::Conflict(message) => Self::Conflict(message),
+            PublishError::Missing(message) => Self::NotFound(message),
+            PublishError::Store(error) => Self::internal(error),
+            PublishError::Signing(error) => Self::internal(error),
+        }
+    }
+}
+
+/// An error and its causes in one line.
+#[must_use]
+pub fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        line.push_str(": ");
+        line.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    line
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let (status, kind) = self.kind();
+        if status.is_server_error() {
+            tracing::error!(error = chain(&self), "a request failed");
+        }
+        let body = ErrorBody { kind: kind.to_owned(), message: self.to_string() };
+        let mut response = (status, Json(body)).into_response();
+        let headers = response.headers_mut();
+        // A file that is not there may be there in a minute: no cache in between may remember the answer.
+        headers.insert(header::CACHE_CONTROL, header::HeaderValue::from_static("no-store"));
+        if status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}

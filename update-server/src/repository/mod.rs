@@ -1,0 +1,231 @@
+//! Steps 3 and 4, metadata and channel: the TUF repository. What operators push is checked here and published whole.
+//!
+//! A change of anything is one transaction of the database: the pushed documents, the rows about them, and the
+//! channels, snapshot and timestamp metadata that the server signs for them. So at every point, a crash included, the
+//! timestamp names a snapshot that exists, and that snapshot names files that exist.
+
+mod push;
+mod seal;
+
+use crate::decision::{self, Candidate};
+use crate::payloads::PayloadFolder;
+use crate::store::audit::{self, Change};
+use crate::store::releases::Release;
+use crate::store::{Connection, Store, StoreError, channels, documents, releases};
+use jiff::{SignedDuration, Timestamp};
+use protocol::id::Channel;
+use protocol::version::Version;
+use protocol::wire::{ChannelInfo, Published};
+use std::sync::{Arc, PoisonError, RwLock};
+use trust::document::{BuildError, Lifetimes};
+use trust::{OnlineKeys, TrustError};
+
+/// For how long superseded channels and snapshot metadata stay readable, for nodes in the middle of a refresh.
+const KEEP_SUPERSEDED: SignedDuration = SignedDuration::from_hours(24 * 30);
+/// From how long before its expiry the log warns of metadata that only an operator can renew.
+const WARN_BEFORE: SignedDuration = SignedDuration::from_hours(24 * 21);
+
+/// Why something is not published.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// What was pushed makes no sense here.
+    #[error("{0}")]
+    Refused(String),
+    /// What was pushed is not signed as it must be.
+    #[error("the pushed metadata is not trusted")]
+    Untrusted(#[from] TrustError),
+    /// The repository is in another state than the push assumes.
+    #[error("{0}")]
+    Conflict(String),
+    /// What the request names is not there.
+    #[error("{0}")]
+    Missing(String),
+    /// The database or the payload folder failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The server's own metadata cannot be signed.
+    #[error("cannot sign the server's own metadata")]
+    Signing(#[from] BuildError),
+}
+
+/// What is published, in memory: checks and lists are answered from it.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    /// What the decision is made from.
+    pub published: decision::Published,
+    /// All releases, newest version first.
+    pub releases: Vec<Release>,
+    /// All channels, by name.
+    pub channels: Vec<ChannelInfo>,
+    /// The versions of the metadata, once there is a root.
+    pub versions: Option<Published>,
+    /// When the timestamp metadata expires.
+    pub fresh_until: Option<Timestamp>,
+}
+
+impl View {
+    async fn load(conn: &mut Connection) -> Result<Self, StoreError> {
+        let releases = releases::list(conn).await?;
+        let channels = channels::list(conn).await?;
+        Ok(Self {
+            published: published(&releases, &channels),
+            releases,
+            channels,
+            versions: seal::versions(conn).await?,
+            fresh_until: documents::newest(conn, "timestamp").await?.map(|timestamp| timestamp.expires),
+        })
+    }
+}
+
+fn published(releases: &[Release], channels: &[ChannelInfo]) -> decision::Published {
+    let candidate = |release: &Release| Candidate {
+        version: release.manifest.version.clone(),
+        arch: release.manifest.arch.clone(),
+        min_source: release.manifest.min_source_version.clone(),
+        allow_downgrade_from: release.allow_downgrade_from.clone(),
+    };
+    decision::Published {
+        releases: releases.iter().map(candidate).collect(),
+        channels: channels.iter().map(|c| (c.channel.clone(), c.version.clone())).collect(),
+    }
+}
+
+/// The repository.
+#[derive(Debug)]
+pub struct Repository {
+    store: Store,
+    payloads: PayloadFolder,
+    keys: OnlineKeys,
+    lifetimes: Lifetimes,
+    view: RwLock<Arc<View>>,
+    /// Held from the begin of a change until the view shows it, so that views follow one another as changes do.
+    publishing: tokio::sync::Mutex<()>,
+}
+
+impl Repository {
+    /// The repository in `store`, signing with `keys`.
+    ///
+    /// # Errors
+    /// [`StoreError`] where what is published cannot be read.
+    pub async fn open(store: Store, payloads: PayloadFolder, keys: OnlineKeys) -> Result<Self, StoreError> {
+        let view = View::load(&mut *store.read().await?).await?;
+        Ok(Self {
+            store,
+            payloads,
+            keys,
+            lifetimes: Lifetimes::default(),
+            view: RwLock::new(Arc::new(view)),
+            publishing: tokio::sync::Mutex::new(()),
+        })
+    }
+
+    /// What is published now.
+    #[must_use]
+    pub fn view(&self) -> Arc<View> {
+        // A view is replaced whole, so it is whole even after a panic.
+        Arc::clone(&self.view.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    async fn reload(&self) -> Result<(), StoreError> {
+        let view = View::load(&mut *self.store.read().await?).await?;
+        *self.view.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(view);
+        Ok(())
+    }
+
+    /// Points a channel at a release. `detail` says for the audit log where the wish came from.
+    ///
+    /// # Errors
+    /// [`PublishError`]; then nothing has changed.
+    pub async fn set_channel(
+        &self,
+        channel: &Channel,
+        version: &Version,
+        actor: &str,
+        detail: &str,
+        now: Timestamp,
+    ) -> Result<ChannelInfo, PublishError> {
+        let _turn = self.publishing.lock().await;
+        let mut change = self.store.write().await?;
+        let before = channels::list(&mut change).await?.into_iter().find(|c| c.channel == *channel);
+        if let Some(same) = before.as_ref().filter(|before| before.version == *version) {
+            return Ok(same.clone());
+        }
+        let releases = releases::list(&mut change).await?;
+        if !releases.iter().any(|release| release.manifest.version == *version) {
+            return Err(PublishError::Missing(format!(
+                "there is no release {version}: expected one of {}; push it first with updatectl release push",
+                held(&releases)
+            )));
+        }
+        channels::set(&mut change, channel, version, now, actor).await?;
+        let from = before.map_or_else(|| "nothing".to_owned(), |before| before.version.to_string());
+        let detail = format!("{from} -> {version}{detail}");
+        let entry = Change { actor, action: "channel.set", subject: channel.as_str(), detail: &detail };
+        audit::record(&mut change, now, entry).await?;
+        self.seal(&mut change, now).await?;
+        change.commit().await.map_err(StoreError::from)?;
+        self.reload().await?;
+        let view = self.view();
+        view.channels.iter().find(|c| c.channel == *channel).cloned().ok_or_else(|| {
+            PublishError::Store(StoreError::Corrupt { what: "a channel", found: channel.to_string() })
+        })
+    }
+
+    /// Points a channel at the release that `from` points at.
+    ///
+    /// # Errors
+    /// [`PublishError`]; then nothing has changed.
+    pub async fn promote(
+        &self,
+        from: &Channel,
+        to: &Channel,
+        actor: &str,
+        now: Timestamp,
+    ) -> Result<ChannelInfo, PublishError> {
+        let version = self.view().published.channels.get(from).cloned().ok_or_else(|| {
+            PublishError::Missing(format!(
+                "the channel {from} points at no release: set it first with updatectl channel set {from} VERSION"
+            ))
+        })?;
+        self.set_channel(to, &version, actor, &format!(" (promoted from {from})"), now).await
+    }
+
+    /// Signs timestamp, snapshot and channels metadata anew where half of their life is over, and warns in the log of
+    /// what only an operator can renew. Called at start and every minute. True if it signed anything.
+    ///
+    /// # Errors
+    /// [`PublishError`]; then nothing has changed.
+    pub async fn renew(&self, now: Timestamp) -> Result<bool, PublishError> {
+        let _turn = self.publishing.lock().await;
+        let mut change = self.store.write().await?;
+        if documents::newest(&mut change, "root").await?.is_none() {
+            return Ok(false);
+        }
+        for (role, remedy) in
+            [("root", "sign and push a new root"), ("targets", "run updatectl release renew")]
+        {
+            let Some(document) = documents::newest(&mut change, role).await? else { continue };
+            if document.expires <= now {
+                tracing::error!(role, expires = %document.expires, "metadata has expired and no node updates: {remedy}");
+            } else if document.expires.duration_since(now) < WARN_BEFORE {
+                tracing::warn!(role, expires = %document.expires, "metadata expires soon: {remedy}");
+            }
+        }
+        let signed = self.renew_due(&mut change, now).await?;
+        if signed {
+            let before = now.saturating_sub(KEEP_SUPERSEDED).unwrap_or(Timestamp::MIN);
+            documents::prune(&mut change, "snapshot", before).await?;
+            documents::prune(&mut change, "channels", before).await?;
+            change.commit().await.map_err(StoreError::from)?;
+            self.reload().await?;
+            tracing::info!(versions = ?self.view().versions, "metadata renewed");
+        }
+        Ok(signed)
+    }
+}
+
+fn held(releases: &[Release]) -> String {
+    let mut versions: Vec<String> = releases.iter().map(|r| r.manifest.version.to_string()).collect();
+    versions.dedup();
+    if versions.is_empty() { "none, as the server holds none".to_owned() } else { versions.join(", ") }
+}

@@ -1,0 +1,123 @@
+//! Steps 4 and 5: HTTP. Which path leads where, and how bodies are read.
+
+pub mod admin;
+pub mod node;
+pub mod payloads;
+
+use crate::error::ApiError;
+use crate::server::App;
+use axum::Router;
+use axum::body::Body;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, State};
+use axum::http::StatusCode;
+use axum::http::request::Parts;
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, post, put};
+use protocol::wire::SCHEMA;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use tower_http::trace::TraceLayer;
+
+/// All routes of the server.
+pub fn router(app: App) -> Router {
+    Router::new()
+        .route("/v1/update-check", post(node::update_check))
+        .route("/v1/events", post(node::events))
+        .route("/v1/metadata/{file}", get(node::metadata))
+        .route("/v1/targets/{*path}", get(node::target))
+        .route("/v1/payloads/{digest}", get(payloads::download))
+        .route("/api/v1/root", put(admin::push_root))
+        .route("/api/v1/payloads/{digest}", put(payloads::upload))
+        .route("/api/v1/releases", get(admin::releases).post(admin::push_release))
+        .route("/api/v1/channels", get(admin::channels))
+        .route("/api/v1/channels/{channel}", put(admin::set_channel))
+        .route("/api/v1/channels/{channel}/promote", post(admin::promote))
+        .route("/api/v1/nodes", get(admin::nodes))
+        .route("/api/v1/nodes/{node}", get(admin::node))
+        .route("/api/v1/audit", get(admin::audit))
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(ready))
+        .fallback(async || ApiError::NotFound("there is nothing at this address".to_owned()))
+        .method_not_allowed_fallback(async || {
+            let mut response =
+                ApiError::Invalid("this address does not take that method".to_owned()).into_response();
+            *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+            response
+        })
+        // Every handler bounds its own body, and payloads have no bound.
+        .layer(DefaultBodyLimit::disable())
+        .layer(TraceLayer::new_for_http())
+        .with_state(app)
+}
+
+/// Whether nodes can be served: the database answers and the metadata is fresh. A server without a root is ready to
+/// be set up.
+async fn ready(State(app): State<App>) -> Response {
+    let not = |why: &str| (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")).into_response();
+    if app.store().read().await.is_err() {
+        return not("the database does not answer");
+    }
+    match app.repository().view().fresh_until {
+        Some(until) if until <= app.now() => not("the timestamp metadata has expired"),
+        _ => "ready\n".into_response(),
+    }
+}
+
+/// The one variable part of a path, as text; a handler makes a name or a digest of it.
+#[derive(Debug)]
+pub struct Segment(String);
+
+impl Segment {
+    /// What the segment names.
+    ///
+    /// # Errors
+    /// [`ApiError::Invalid`] where it is no name of that kind.
+    pub fn parse<T>(&self) -> Result<T, ApiError>
+    where
+        T: std::str::FromStr,
+        T::Err: std::fmt::Display,
+    {
+        self.0.parse().map_err(|error: T::Err| ApiError::Invalid(error.to_string()))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Segment {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let Path(text) = Path::<String>::from_request_parts(parts, state)
+            .await
+            .map_err(|error: PathRejection| ApiError::Invalid(error.body_text()))?;
+        Ok(Self(text))
+    }
+}
+
+#[derive(Deserialize)]
+struct SchemaOnly {
+    schema: u32,
+}
+
+/// Reads a JSON document of at most `limit` bytes and of our schema.
+async fn read_json<T: DeserializeOwned>(body: Body, limit: usize) -> Result<T, ApiError> {
+    let invalid = |error: serde_json::Error| ApiError::Invalid(format!("the body is not valid: {error}"));
+    let bytes = match axum::body::to_bytes(body, limit).await {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            let too_large = std::error::Error::source(&error)
+                .is_some_and(|source| source.is::<http_body_util::LengthLimitError>());
+            return Err(if too_large {
+                ApiError::TooLarge(format!("the body is too long: expected at most {limit} bytes"))
+            } else {
+                ApiError::Invalid("the body broke off".to_owned())
+            });
+        }
+    };
+    let SchemaOnly { schema } = serde_json::from_slice(&bytes).map_err(invalid)?;
+    if schema != SCHEMA {
+        return Err(ApiError::Invalid(format!(
+            "the body has schema {schema}: expected {SCHEMA}; use programs of the server's version"
+        )));
+    }
+    serde_json::from_slice(&bytes).map_err(invalid)
+}

@@ -1,0 +1,86 @@
+//! Steps 4, 5 and 12: what nodes ask and report. Nothing here needs a token: what a node gets is signed, and public.
+
+use super::{Segment, read_json};
+use crate::decision;
+use crate::error::ApiError;
+use crate::server::App;
+use crate::store::documents::{self, ServedFile};
+use crate::store::nodes;
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use protocol::wire::{BODY_MAX, Events, UpdateAnswer, UpdateCheck};
+
+/// Metadata and target files with a version or digest in their name never change.
+pub(super) const IMMUTABLE: &str = "public, max-age=31536000, immutable";
+
+/// `POST /v1/update-check`.
+pub(super) async fn update_check(State(app): State<App>, body: Body) -> Result<Json<UpdateAnswer>, ApiError> {
+    let check: UpdateCheck = read_json(body, BODY_MAX).await?;
+    let view = app.repository().view();
+    let answer = decision::decide(&view.published, &check.channel, &check.arch, &check.version);
+    if app.checkins().add(check, app.now()) {
+        app.checkins().flush(app.store()).await?;
+    }
+    Ok(Json(answer))
+}
+
+/// `POST /v1/events`: 204 says that they are on the disk.
+pub(super) async fn events(State(app): State<App>, body: Body) -> Result<StatusCode, ApiError> {
+    let Events { node, events, .. } = read_json(body, BODY_MAX).await?;
+    if let Some(event) = events.iter().find(|event| i64::try_from(event.seq).is_err()) {
+        return Err(ApiError::Invalid(format!(
+            "the event number {} is too large: expected at most {}",
+            event.seq,
+            i64::MAX
+        )));
+    }
+    let mut change = app.store().write().await?;
+    nodes::add_events(&mut change, &node, &events, app.now()).await?;
+    change.commit().await.map_err(ApiError::internal)?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// `GET /v1/metadata/<file>`.
+pub(super) async fn metadata(
+    State(app): State<App>,
+    Segment(name): Segment,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let file = documents::served(&mut *app.store().read().await?, &name).await?;
+    let caching = if name == "timestamp.json" { "no-cache" } else { IMMUTABLE };
+    Ok(serve(file.ok_or_else(|| missing(&name))?, caching, &headers))
+}
+
+/// `GET /v1/targets/<path>`.
+pub(super) async fn target(
+    State(app): State<App>,
+    Segment(name): Segment,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let file = documents::served_target(&mut *app.store().read().await?, &name).await?;
+    Ok(serve(file.ok_or_else(|| missing(&name))?, IMMUTABLE, &headers))
+}
+
+fn missing(name: &str) -> ApiError {
+    ApiError::NotFound(format!("there is no file {:?}", name.chars().take(200).collect::<String>()))
+}
+
+/// Whether the client has this very file already.
+pub(super) fn not_modified(headers: &HeaderMap, etag: &str) -> bool {
+    headers
+        .get(header::IF_NONE_MATCH)
+        .and_then(|value| value.to_str().ok())
+        .is_some_and(|value| value == "*" || value.split(',').any(|tag| tag.trim() == etag))
+}
+
+fn serve(file: ServedFile, caching: &'static str, headers: &HeaderMap) -> Response {
+    let etag = format!("\"{}\"", file.sha256);
+    let common = [(header::ETAG, etag.clone()), (header::CACHE_CONTROL, caching.to_owned())];
+    if not_modified(headers, &etag) {
+        return (StatusCode::NOT_MODIFIED, common).into_response();
+    }
+    (common, [(header::CONTENT_TYPE, "application/json")], file.bytes).into_response()
+}

@@ -1,0 +1,169 @@
+//! Step 4, channel: the running server: its parts, its background work, and its end.
+
+use crate::checkins::CheckIns;
+use crate::data_dir::DataDir;
+use crate::payloads::PayloadFolder;
+use crate::repository::Repository;
+use crate::routes;
+use crate::store::{Store, StoreError};
+use axum::Router;
+use jiff::Timestamp;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
+
+/// How often metadata is looked at for renewal.
+const RENEWAL: Duration = Duration::from_secs(60);
+/// How often signs of life are written.
+const FLUSH: Duration = Duration::from_secs(1);
+/// How long running transfers may go on after the server was told to end.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Where the time comes from: tests own it.
+pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+
+/// The system's clock.
+#[must_use]
+pub fn system_clock() -> Clock {
+    Arc::new(Timestamp::now)
+}
+
+/// The server's parts, shared by all requests.
+#[derive(Clone)]
+pub struct App {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Store,
+    payloads: PayloadFolder,
+    repository: Repository,
+    checkins: CheckIns,
+    clock: Clock,
+}
+
+impl std::fmt::Debug for App {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("App").field("store", &self.inner.store).finish_non_exhaustive()
+    }
+}
+
+impl App {
+    /// A server on a data directory.
+    ///
+    /// # Errors
+    /// [`StoreError`] where what is published cannot be read.
+    pub async fn new(data: &DataDir, clock: Clock) -> Result<Self, StoreError> {
+        let (store, payloads) = (data.store.clone(), data.payloads.clone());
+        let repository = Repository::open(store.clone(), payloads.clone(), data.keys.clone()).await?;
+        let inner = Inner { store, payloads, repository, checkins: CheckIns::default(), clock };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// The time. The database keeps microseconds, so it has no finer parts.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        let now = (self.inner.clock)();
+        Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now)
+    }
+
+    /// The database.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.inner.store
+    }
+
+    /// The payload folder.
+    #[must_use]
+    pub fn payloads(&self) -> &PayloadFolder {
+        &self.inner.payloads
+    }
+
+    /// The repository.
+    #[must_use]
+    pub fn repository(&self) -> &Repository {
+        &self.inner.repository
+    }
+
+    /// The signs of life that are not written yet.
+    #[must_use]
+    pub fn checkins(&self) -> &CheckIns {
+        &self.inner.checkins
+    }
+
+    /// All routes.
+    pub fn router(&self) -> Router {
+        routes::router(self.clone())
+    }
+
+    /// Renews what is due. A failure is logged and tried again a minute later: until the metadata expires there is
+    /// half of its life left.
+    pub async fn renew(&self) {
+        if let Err(error) = self.repository().renew(self.now()).await {
+            tracing::error!(error = crate::error::chain(&error), "metadata was not renewed");
+        }
+    }
+
+    async fn flush(&self) {
+        if let Err(error) = self.checkins().flush(self.store()).await {
+            tracing::error!(error = crate::error::chain(&error), "signs of life were not written");
+        }
+    }
+
+    /// Serves on `listener` until `stop` resolves; then running transfers get some seconds, and what waits is
+    /// written.
+    ///
+    /// # Errors
+    /// Where the listener fails.
+    pub async fn serve(
+        &self,
+        listener: TcpListener,
+        stop: impl Future<Output = ()> + Send + 'static,
+    ) -> std::io::Result<()> {
+        let (stopping, stopped) = watch::channel(false);
+        let background = tokio::spawn(self.clone().background(stopped.clone()));
+        tokio::spawn(async move {
+            stop.await;
+            stopping.send_replace(true);
+        });
+        let serving = axum::serve(listener, self.router()).with_graceful_shutdown(ended(stopped.clone()));
+        let overdue = async {
+            ended(stopped).await;
+            tokio::time::sleep(GRACE).await;
+        };
+        let result = tokio::select! {
+            result = std::future::IntoFuture::into_future(serving) => result,
+            () = overdue => {
+                tracing::warn!("transfers were still running; they are cut off");
+                Ok(())
+            }
+        };
+        background.abort();
+        self.flush().await;
+        self.store().close().await;
+        result
+    }
+
+    async fn background(self, stopped: watch::Receiver<bool>) {
+        let mut renewal = tokio::time::interval(RENEWAL);
+        let mut flush = tokio::time::interval(FLUSH);
+        renewal.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        flush.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = renewal.tick() => self.renew().await,
+                _ = flush.tick() => self.flush().await,
+                () = ended(stopped.clone()) => return,
+            }
+        }
+    }
+}
+
+/// Resolves when the server was told to end.
+async fn ended(mut stopped: watch::Receiver<bool>) {
+    // An error means that the sender is gone, which is an end as well.
+    drop(stopped.wait_for(|stopped| *stopped).await);
+}

@@ -1,0 +1,145 @@
+//! Steps 4 and 12: what nodes said: their last check, and their events.
+
+use super::{Connection, StoreError, from_micros, parse, to_micros, to_number};
+use jiff::Timestamp;
+use protocol::id::NodeId;
+use protocol::status::StateName;
+use protocol::wire::{Event, NodeInfo, UpdateCheck};
+
+/// Records what a node said at a check. An older saying never replaces a newer one.
+///
+/// # Errors
+/// [`StoreError`] where the database fails.
+pub async fn seen(conn: &mut Connection, check: &UpdateCheck, at: Timestamp) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO node (node, channel, grp, arch, version, slot, state, boot_id, last_seen)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+         ON CONFLICT (node) DO UPDATE SET channel = excluded.channel, grp = excluded.grp, arch = excluded.arch,
+         version = excluded.version, slot = excluded.slot, state = excluded.state, boot_id = excluded.boot_id,
+         last_seen = excluded.last_seen WHERE excluded.last_seen >= node.last_seen",
+    )
+    .bind(check.node.as_str())
+    .bind(check.channel.as_str())
+    .bind(check.group.as_str())
+    .bind(check.arch.as_str())
+    .bind(check.version.as_str())
+    .bind(check.slot.as_str())
+    .bind(check.state.as_str())
+    .bind(check.boot_id.as_str())
+    .bind(to_micros(at))
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Stores events that are not stored yet.
+///
+/// # Errors
+/// [`StoreError`] where the database fails.
+pub async fn add_events(
+    conn: &mut Connection,
+    node: &NodeId,
+    events: &[Event],
+    at: Timestamp,
+) -> Result<(), StoreError> {
+    for event in events {
+        let document = serde_json::to_string(event)
+            .map_err(|error| StoreError::Corrupt { what: "an event", found: error.to_string() })?;
+        sqlx::query(
+            "INSERT INTO event (node, seq, at, document, received_at) VALUES ($1, $2, $3, $4, $5)
+             ON CONFLICT (node, seq, at) DO NOTHING",
+        )
+        .bind(node.as_str())
+        .bind(to_number(event.seq))
+        .bind(event.at.to_string())
+        .bind(document)
+        .bind(to_micros(at))
+        .execute(&mut *conn)
+        .await?;
+    }
+    Ok(())
+}
+
+/// The last `limit` events of a node, newest first.
+///
+/// # Errors
+/// [`StoreError`] where the database fails.
+pub async fn events(conn: &mut Connection, node: &NodeId, limit: u32) -> Result<Vec<Event>, StoreError> {
+    let rows: Vec<String> =
+        sqlx::query_scalar("SELECT document FROM event WHERE node = $1 ORDER BY id DESC LIMIT $2")
+            .bind(node.as_str())
+            .bind(limit)
+            .fetch_all(conn)
+            .await?;
+    rows.into_iter().map(event).collect()
+}
+
+fn event(document: String) -> Result<Event, StoreError> {
+    serde_json::from_str(&document).map_err(|_| StoreError::Corrupt { what: "an event", found: document })
+}
+
+#[derive(sqlx::FromRow)]
+struct Row {
+    node: String,
+    channel: String,
+    grp: String,
+    arch: String,
+    version: String,
+    slot: String,
+    state: String,
+    last_seen: i64,
+    last_event: Option<String>,
+}
+
+/// A state as it is spelled in JSON and in the database.
+fn state_name(text: String) -> Result<StateName, StoreError> {
+    serde_json::from_value(text.clone().into())
+        .map_err(|_| StoreError::Corrupt { what: "a state", found: text })
+}
+
+fn info(row: Row) -> Result<NodeInfo, StoreError> {
+    Ok(NodeInfo {
+        node: parse("a node id", row.node)?,
+        channel: parse("a channel", row.channel)?,
+        group: parse("a group", row.grp)?,
+        arch: parse("an architecture", row.arch)?,
+        version: parse("a version", row.version)?,
+        slot: parse("a slot", row.slot)?,
+        state: state_name(row.state)?,
+        last_seen: from_micros(row.last_seen)?,
+        last_event: row.last_event.map(event).transpose()?,
+    })
+}
+
+/// Up to `limit` nodes after the first `skip`, by last contact, newest first.
+///
+/// # Errors
+/// [`StoreError`] where the database fails.
+pub async fn list(conn: &mut Connection, skip: u32, limit: u32) -> Result<Vec<NodeInfo>, StoreError> {
+    let rows: Vec<Row> = sqlx::query_as(
+        "SELECT node, channel, grp, arch, version, slot, state, last_seen,
+         (SELECT document FROM event WHERE event.node = node.node ORDER BY id DESC LIMIT 1) AS last_event
+         FROM node ORDER BY last_seen DESC, node LIMIT $1 OFFSET $2",
+    )
+    .bind(limit)
+    .bind(skip)
+    .fetch_all(conn)
+    .await?;
+    rows.into_iter().map(info).collect()
+}
+
+/// One node.
+///
+/// # Errors
+/// [`StoreError`] where the database fails.
+pub async fn find(conn: &mut Connection, node: &NodeId) -> Result<Option<NodeInfo>, StoreError> {
+    let row: Option<Row> = sqlx::query_as(
+        "SELECT node, channel, grp, arch, version, slot, state, last_seen,
+         (SELECT document FROM event WHERE event.node = node.node ORDER BY id DESC LIMIT 1) AS last_event
+         FROM node WHERE node = $1",
+    )
+    .bind(node.as_str())
+    .fetch_optional(conn)
+    .await?;
+    row.map(info).transpose()
+}
