@@ -18,6 +18,7 @@
 //! | `PUT /api/v1/channels/<channel>` | [`ChannelSet`] | [`ChannelInfo`] |
 //! | `POST /api/v1/channels/<channel>/promote` | [`ChannelPromote`] | [`ChannelInfo`] |
 //! | `GET /api/v1/nodes` | | [`NodeList`] |
+//! | `GET /api/v1/nodes/<node>` | | [`NodeShow`] |
 //! | `GET /api/v1/audit` | | [`AuditLog`] |
 //!
 //! An error is a status of 4xx or 5xx with an [`ErrorBody`]. Requests under `/api/` carry `Authorization: Bearer`.
@@ -289,6 +290,17 @@ pub struct NodeInfo {
     pub last_event: Option<Event>,
 }
 
+/// One node and what it reported.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeShow {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// The node.
+    pub node: NodeInfo,
+    /// Its last events, newest first.
+    pub events: Vec<Event>,
+}
+
 /// The server's record of changes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditLog {
@@ -318,7 +330,7 @@ pub struct AuditEntry {
 /// The body of every error answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorBody {
-    /// For programs: `not-found`, `conflict`, `invalid`, `unauthorized`, `forbidden`, `too-large`, `internal`.
+    /// For programs: `not-found`, `conflict`, `invalid`, `unauthorized`, `forbidden`, `too-large`, `full`, `internal`.
     pub kind: String,
     /// For people: one line saying what, expected, found, and what to do.
     pub message: String,

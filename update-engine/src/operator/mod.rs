@@ -1,0 +1,74 @@
+//! Steps 3 and 4, metadata and channel, from the operator's side: `updatectl` against a server.
+//!
+//! What decides what nodes may install is signed here, on the operator's machine; the server only ever gets
+//! signatures.
+
+mod channel;
+mod client;
+mod error;
+mod node;
+mod release;
+mod root;
+mod targets;
+mod upload;
+
+pub use client::{Client, ServerOptions};
+pub use error::OperatorError;
+
+use clap::Subcommand;
+use protocol::status::Exit;
+use serde::Serialize;
+
+/// The commands of `updatectl` that speak to a server.
+#[derive(Debug, Subcommand)]
+pub enum OperatorCommand {
+    /// The root of trust.
+    #[command(subcommand)]
+    Root(root::RootCommand),
+    /// Releases: push, list, withdraw, renew.
+    #[command(subcommand)]
+    Release(release::ReleaseCommand),
+    /// Channels: which release the nodes of a channel go to.
+    #[command(subcommand)]
+    Channel(channel::ChannelCommand),
+    /// The nodes that a server has heard of.
+    #[command(subcommand)]
+    Node(node::NodeCommand),
+    /// The server's record of changes, newest first.
+    Audit {
+        /// How many entries to show.
+        #[arg(long, default_value_t = 50)]
+        limit: u32,
+    },
+}
+
+/// Runs a command; data goes to stdout, as one JSON document where `json` says so.
+///
+/// # Errors
+/// [`OperatorError`]; see [`OperatorError::exit`] for the exit code.
+pub async fn run(
+    command: OperatorCommand,
+    options: &ServerOptions,
+    json: bool,
+) -> Result<Exit, OperatorError> {
+    let client = Client::new(options)?;
+    match command {
+        OperatorCommand::Root(command) => root::run(command, &client, json).await,
+        OperatorCommand::Release(command) => release::run(command, &client, json).await,
+        OperatorCommand::Channel(command) => channel::run(command, &client, json).await,
+        OperatorCommand::Node(command) => node::run(command, &client, json).await,
+        OperatorCommand::Audit { limit } => node::audit(&client, limit, json).await,
+    }
+}
+
+/// Prints a document as one line of JSON.
+fn print_json<T: Serialize>(document: &T) -> Result<(), OperatorError> {
+    let line = serde_json::to_string(document).map_err(OperatorError::Output)?;
+    println!("{line}");
+    Ok(())
+}
+
+/// A number of bytes for people.
+fn human(bytes: u64) -> String {
+    indicatif::HumanBytes(bytes).to_string()
+}

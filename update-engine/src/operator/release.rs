@@ -1,0 +1,223 @@
+//! Steps 3 and 4, metadata and channel: `updatectl release`.
+
+use super::root::print_published;
+use super::targets::{SignOptions, Signer};
+use super::upload::ReleaseFolder;
+use super::{Client, OperatorError, human, print_json};
+use clap::Subcommand;
+use protocol::id::Arch;
+use protocol::manifest::{Manifest, TargetCustom};
+use protocol::status::Exit;
+use protocol::version::Version;
+use protocol::wire::{ReleaseList, SCHEMA};
+use serde_json::json;
+use std::io::{IsTerminal as _, Write as _};
+use std::path::{Path, PathBuf};
+use trust::document::TargetsChange;
+
+/// Commands about releases.
+#[derive(Debug, Subcommand)]
+pub enum ReleaseCommand {
+    /// Sign a release here and give it to the server. It reaches no node before a channel points at it.
+    Push {
+        /// The folder that image-tools release build made.
+        dir: PathBuf,
+        /// Let nodes that confirmed a version up to this one go back to the release.
+        #[arg(long, value_name = "VERSION")]
+        allow_downgrade_from: Option<Version>,
+        #[command(flatten)]
+        sign: SignOptions,
+    },
+    /// List the releases that the server holds.
+    List,
+    /// Sign that a version is a release no more. No channel may point at it.
+    Withdraw {
+        /// Its version.
+        version: Version,
+        /// Only for this architecture.
+        #[arg(long)]
+        arch: Option<Arch>,
+        #[command(flatten)]
+        sign: SignOptions,
+    },
+    /// Sign the releases anew, unchanged, before the metadata expires.
+    Renew {
+        #[command(flatten)]
+        sign: SignOptions,
+    },
+}
+
+pub(super) async fn run(command: ReleaseCommand, client: &Client, json: bool) -> Result<Exit, OperatorError> {
+    match command {
+        ReleaseCommand::Push { dir, allow_downgrade_from, sign } => {
+            push(&dir, allow_downgrade_from, &sign, client, json).await
+        }
+        ReleaseCommand::List => list(client, json).await,
+        ReleaseCommand::Withdraw { version, arch, sign } => {
+            withdraw(&version, arch.as_ref(), &sign, client, json).await
+        }
+        ReleaseCommand::Renew { sign } => renew(&sign, client, json).await,
+    }
+}
+
+/// Asks on a terminal. Without one, the command itself is the answer.
+fn confirm(yes: bool) -> Result<(), OperatorError> {
+    if yes || !std::io::stdin().is_terminal() {
+        return Ok(());
+    }
+    let failed = |source| OperatorError::File { path: "the terminal".into(), source };
+    eprint!("sign and publish? [y/N] ");
+    std::io::stderr().flush().map_err(failed)?;
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line).map_err(failed)?;
+    if matches!(line.trim(), "y" | "Y" | "yes") { Ok(()) } else { Err(OperatorError::Declined) }
+}
+
+async fn push(
+    dir: &Path,
+    allow_downgrade_from: Option<Version>,
+    sign: &SignOptions,
+    client: &Client,
+    json: bool,
+) -> Result<Exit, OperatorError> {
+    let folder = ReleaseFolder::open(dir)?;
+    let (version, arch) = (folder.manifest.version.clone(), folder.manifest.arch.clone());
+    let signer = Signer::open(sign)?;
+    // Before gigabytes are sent: does the server know us?
+    let _: ReleaseList = client.get("api/v1/releases").await?;
+    let current = signer.current(client).await?;
+    let path = Manifest::target_path(&version, &arch);
+    let custom = TargetCustom { allow_downgrade_from };
+    let listed = current.target(&path);
+    let same_manifest = listed
+        .as_ref()
+        .is_some_and(|listed| listed.sha256 == Some(protocol::digest::Sha256::of(&folder.bytes)));
+    if let Some(listed) = &listed {
+        if !same_manifest {
+            return Err(OperatorError::Wrong(format!(
+                "the release {version} for {arch} exists with another manifest: a release never changes; build it \
+                 with another --version"
+            )));
+        }
+        if listed.custom == custom {
+            if json {
+                print_json(&json!({ "schema": SCHEMA, "changed": false, "version": version, "arch": arch }))?;
+            } else {
+                println!("nothing to do: the server has {version} for {arch}");
+            }
+            return Ok(Exit::NothingToDo);
+        }
+    }
+    folder.check_payloads()?;
+    describe(&folder, current.version(), same_manifest, &custom);
+    confirm(sign.yes)?;
+    let uploaded = folder.upload(client).await?;
+    let manifest = String::from_utf8(folder.bytes.clone()).map_err(|_| OperatorError::Release {
+        path: dir.join("manifest.json"),
+        problem: "expected UTF-8".to_owned(),
+    })?;
+    let manifests = if same_manifest { Vec::new() } else { vec![manifest] };
+    let change = TargetsChange::Add { path, bytes: folder.bytes.clone(), custom };
+    let published = signer.push(client, &current, &[change], manifests).await?;
+    if json {
+        print_json(&json!({
+            "schema": SCHEMA, "changed": true, "version": version, "arch": arch, "uploaded_bytes": uploaded,
+            "targets": published.targets, "snapshot": published.snapshot, "timestamp": published.timestamp,
+        }))?;
+    } else {
+        println!("pushed {version} for {arch}: {} uploaded, targets version {}", human(uploaded), published.targets);
+        println!("next: updatectl channel set CHANNEL {version}");
+    }
+    Ok(Exit::Done)
+}
+
+/// Says on stderr what is about to be signed.
+fn describe(folder: &ReleaseFolder, current: u64, same_manifest: bool, custom: &TargetCustom) {
+    let manifest = &folder.manifest;
+    let images: u64 = manifest.partitions.iter().map(|p| p.size).sum();
+    eprintln!("targets version {current} -> {}", current.saturating_add(1));
+    let sign = if same_manifest { "~" } else { "+" };
+    eprintln!("  {sign} {} ({}) for {}", manifest.version, manifest.os, manifest.arch);
+    for partition in &manifest.partitions {
+        eprintln!("      {} {} sha256 {}", partition.role, human(partition.size), partition.sha256);
+    }
+    let payloads: u64 = manifest.payloads.iter().map(|p| p.size).sum();
+    eprintln!("      images {}, payloads {}", human(images), human(payloads));
+    if let Some(version) = &manifest.min_source_version {
+        eprintln!("      nodes below {version} pass through another release first");
+    }
+    if let Some(version) = &custom.allow_downgrade_from {
+        eprintln!("      nodes up to {version} may go back to it");
+    }
+}
+
+async fn list(client: &Client, json: bool) -> Result<Exit, OperatorError> {
+    let list: ReleaseList = client.get("api/v1/releases").await?;
+    if json {
+        print_json(&list)?;
+        return Ok(Exit::Done);
+    }
+    println!("{:16} {:10} {:>12} {:>12}  {:20}  CHANNELS", "VERSION", "ARCH", "IMAGES", "PAYLOAD", "PUSHED");
+    for release in &list.releases {
+        let channels: Vec<&str> = release.channels.iter().map(protocol::id::Channel::as_str).collect();
+        println!(
+            "{:16} {:10} {:>12} {:>12}  {:20}  {}",
+            release.version,
+            release.arch,
+            human(release.image_bytes),
+            human(release.payload_bytes),
+            release.pushed_at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+            channels.join(" ")
+        );
+    }
+    Ok(Exit::Done)
+}
+
+async fn withdraw(
+    version: &Version,
+    arch: Option<&Arch>,
+    sign: &SignOptions,
+    client: &Client,
+    json: bool,
+) -> Result<Exit, OperatorError> {
+    let signer = Signer::open(sign)?;
+    let current = signer.current(client).await?;
+    let changes: Vec<TargetsChange> = current
+        .releases()
+        .filter(|(v, a, _)| v == version && arch.is_none_or(|arch| arch == a))
+        .map(|(v, a, _)| TargetsChange::Remove { path: Manifest::target_path(&v, &a) })
+        .collect();
+    if changes.is_empty() {
+        if json {
+            print_json(&json!({ "schema": SCHEMA, "changed": false, "version": version }))?;
+        } else {
+            println!("nothing to do: the server has no release {version}");
+        }
+        return Ok(Exit::NothingToDo);
+    }
+    eprintln!("targets version {} -> {}", current.version(), current.version().saturating_add(1));
+    for change in &changes {
+        if let TargetsChange::Remove { path } = change {
+            eprintln!("  - {path}");
+        }
+    }
+    confirm(sign.yes)?;
+    let published = signer.push(client, &current, &changes, Vec::new()).await?;
+    print_published(&published, json)?;
+    Ok(Exit::Done)
+}
+
+async fn renew(sign: &SignOptions, client: &Client, json: bool) -> Result<Exit, OperatorError> {
+    let signer = Signer::open(sign)?;
+    let current = signer.current(client).await?;
+    eprintln!(
+        "targets version {} -> {}: the same {} releases, signed anew",
+        current.version(),
+        current.version().saturating_add(1),
+        current.releases().count()
+    );
+    confirm(sign.yes)?;
+    let published = signer.push(client, &current, &[], Vec::new()).await?;
+    print_published(&published, json)?;
+    Ok(Exit::Done)
+}
