@@ -14,6 +14,7 @@
 pub mod assemble;
 pub mod device;
 pub mod durable;
+pub mod error;
 pub mod layout;
 pub mod medium;
 pub mod mounts;
@@ -28,5 +29,6 @@ pub use layout::{RoleLayout, SlotLayout};
 pub use medium::{AlignedBuf, Medium, ReadBack};
 pub use mounts::{MountTable, SystemMounts};
 pub use slots::{InvalidatedSlot, StagedSlot, TargetSlot, VerifyError};
-pub use table::{Disk, DiskError, PartitionView, TableHealth};
+pub use error::DiskError;
+pub use table::{Disk, PartitionView, TableHealth};
 pub use window::SlotWindow;

@@ -4,9 +4,10 @@
 //! [`StagedSlot`] (written, flushed, read back and equal). Each comes only from the one before it, and
 //! [`Disk::activate`] takes the last one.
 
+use crate::error::DiskError;
 use crate::medium::{AlignedBuf, Medium, ReadBack};
 use crate::mounts::MountTable;
-use crate::table::{Disk, DiskError};
+use crate::table::Disk;
 use crate::window::SlotWindow;
 use protocol::digest::{Hasher, Sha256};
 use protocol::id::PartitionRole;
@@ -229,8 +230,12 @@ impl StagedSlot {
 
 type Piece = Result<(AlignedBuf, usize, ReadBack), (u64, io::Error)>;
 
-/// The digest of the first `len` bytes of a window as the medium holds them. An error comes with its offset.
-fn digest_of(
+/// The digest of the first `len` bytes of a window as the medium holds them, and how they were read back. `progress`
+/// is told the length of every piece. Two threads: one reads, this one hashes.
+///
+/// # Errors
+/// That of the medium, with its offset in the window.
+pub fn digest_of(
     window: &SlotWindow,
     len: u64,
     progress: &mut dyn FnMut(u64),

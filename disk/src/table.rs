@@ -4,114 +4,17 @@
 //! that some slot can be booted afterwards, and is one commit in the order of [`protocol::gpt`]. Doing it again does
 //! nothing.
 
+use crate::error::DiskError;
 use crate::layout::{RoleLayout, SlotLayout};
 use crate::medium::Medium;
 use crate::slots::{InvalidatedSlot, StagedSlot, TargetSlot};
 use crate::window::SlotWindow;
-use protocol::gpt::{Change, Commit, Damage, Entry, Guid, Health, Step, Table, TableError};
+use protocol::gpt::{Change, Commit, Damage, Entry, Guid, Health, Step, Table};
 use protocol::id::PartitionRole;
 use protocol::slot::{Attributes, Choice, Slot, select};
 use std::fmt;
-use std::io;
 use std::path::Path;
 use std::sync::Arc;
-
-/// Why a disk cannot be used, or why a change of it is refused.
-#[derive(Debug, thiserror::Error)]
-pub enum DiskError {
-    /// The table is unusable.
-    #[error("cannot use the partition table")]
-    Table(#[source] TableError),
-    /// The medium failed.
-    #[error("cannot {what}")]
-    Io {
-        /// What was being done.
-        what: &'static str,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// What was written is not what reads back.
-    #[error(
-        "the partition table reads back from the disk differently than it was written: do not trust this disk"
-    )]
-    NotReadBack,
-    /// A partition of the configured layout is missing.
-    #[error("the disk has no partition named {0}, which the slot layout asks for")]
-    NoPartition(String),
-    /// Two partitions of one name.
-    #[error("the disk has two partitions named {0}: names of slot partitions must be unique")]
-    DuplicatePartition(String),
-    /// A partition that the boot loader would not find.
-    #[error(
-        "the partition {name} has the GPT type {found}: expected {expected}, by which boot loaders find it"
-    )]
-    WrongType {
-        /// The partition.
-        name: String,
-        /// The configured type.
-        expected: String,
-        /// Its type.
-        found: String,
-    },
-    /// A partition that the disk does not hold.
-    #[error(
-        "the partition {name} ends behind the disk's end at {len} bytes: the disk was cut or is misreported"
-    )]
-    OutsideDisk {
-        /// The partition.
-        name: String,
-        /// The disk's length in bytes.
-        len: u64,
-    },
-    /// The layout itself is of no use.
-    #[error("the slot layout {0}")]
-    Layout(String),
-    /// The active slot is never written.
-    #[error("slot {0} is the running one: only the other slot may be changed")]
-    Running(Slot),
-    /// A mounted partition is never written.
-    #[error("the partition {name} of slot {slot} is in use ({by}): unmount it first")]
-    InUse {
-        /// The slot that was to be written.
-        slot: Slot,
-        /// The partition.
-        name: String,
-        /// Who uses it.
-        by: String,
-    },
-    /// Nobody knows whether it is mounted.
-    #[error("cannot find out whether the partition {name} is mounted")]
-    Mounts {
-        /// The partition.
-        name: String,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// The slot to fall back to must be a confirmed one.
-    #[error(
-        "slot {running}, which runs, could not be fallen back to ({attributes:?}): confirm it before an update"
-    )]
-    NoFallback {
-        /// The running slot.
-        running: Slot,
-        /// Its attributes.
-        attributes: Attributes,
-    },
-    /// The change would leave a disk that does not boot.
-    #[error("without slot {0} no slot could be booted: it is left as it is")]
-    LastBootable(Slot),
-    /// Evidence about another disk.
-    #[error("slot {0} was prepared on another disk or for another running slot")]
-    ForeignEvidence(Slot),
-}
-
-impl DiskError {
-    fn io(what: &'static str) -> impl Fn(io::Error) -> Self {
-        move |source| Self::Io { what, source }
-    }
-}
 
 /// The state of the two copies of the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -364,6 +267,47 @@ impl Disk {
             return Err(DiskError::Running(slot));
         }
         self.condemn(slot)
+    }
+
+    /// The rollback: the next boot starts `slot` again, which holds a release that was confirmed here, `tries` times at
+    /// most until it is confirmed anew. What runs becomes the fallback, if it was confirmed itself; otherwise `slot`
+    /// stays successful, so that some slot can always be booted.
+    ///
+    /// # Errors
+    /// [`DiskError::NotConfirmed`] where the slot does not hold a confirmed release, else where the change failed.
+    pub fn revert(&mut self, slot: Slot, running: Slot, tries: u8) -> Result<(), DiskError> {
+        if slot == running {
+            return Err(DiskError::Running(slot));
+        }
+        self.reload()?;
+        let (target, fallback) = (self.attributes(slot), self.attributes(running).fallback());
+        let reverted = target.activated(tries.max(1)).with_successful(!fallback.successful());
+        // Done already, and asked for again after a crash.
+        let again = target == reverted && self.attributes(running) == fallback;
+        let confirmed = target.bootable() && target.successful();
+        if !(again || confirmed) {
+            return Err(DiskError::NotConfirmed { slot, attributes: target });
+        }
+        self.change(&[(slot, reverted), (running, fallback)])
+    }
+
+    /// Undoes [`Self::revert`] before it was booted: what runs is kept, and `slot` is a confirmed slot again.
+    ///
+    /// # Errors
+    /// [`DiskError::NotConfirmed`] where the slot is not one that was reverted to, else where the change failed.
+    pub fn restore(&mut self, slot: Slot, running: Slot) -> Result<(), DiskError> {
+        if slot == running {
+            return Err(DiskError::Running(slot));
+        }
+        self.reload()?;
+        let target = self.attributes(slot);
+        // `successful` is given back on the word of the caller, who recorded the revert; here at least the slot must
+        // look like one: it can be booted, and an invalidated or condemned one cannot.
+        if !target.bootable() {
+            return Err(DiskError::NotConfirmed { slot, attributes: target });
+        }
+        let restored = target.fallback().confirmed();
+        self.change(&[(slot, restored), (running, self.attributes(running).with_priority(2))])
     }
 
     /// Step 12: the boot of the running slot was good; it is kept until something else is activated.
