@@ -165,6 +165,12 @@ impl Running {
         }
     }
 
+    /// Its process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Ends the program as a power cut or the kernel would (SIGKILL), by its process id.
     ///
     /// # Errors
