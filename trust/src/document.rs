@@ -136,7 +136,11 @@ impl RoleKeys {
 }
 
 /// Signs `signed` with every key and gives the file's bytes.
-fn sign(role: &'static str, signed: &Value, signers: &[&SigningKey]) -> Result<Vec<u8>, BuildError> {
+pub(crate) fn sign(
+    role: &'static str,
+    signed: &Value,
+    signers: &[&SigningKey],
+) -> Result<Vec<u8>, BuildError> {
     let canonical = sigstore_tuf::canonical_json::to_canonical_bytes(signed)
         .map_err(|source| BuildError::Canonical { role, source })?;
     let signatures: Vec<Value> =

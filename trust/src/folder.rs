@@ -4,6 +4,7 @@
 //! keys/root.pem, root-2.pem, …    private root keys, 0600
 //! keys/targets.pem                private targets key, 0600
 //! keys/channels.pem               private channels key, only where the operator keeps it offline
+//! keys/channels.json              signed with it; its presence says that it is kept offline
 //! keys/root.json                  the newest root: what nodes get as [trust] root
 //! keys/<n>.root.json              every root ever made, so that servers and old nodes can follow the chain
 //! keys/targets.json               the newest targets metadata made here

@@ -135,7 +135,7 @@ pub enum Refusal {
     )]
     Channel {
         /// The release.
-        version: Version,
+        version: Box<Version>,
         /// The node's channel.
         expected: Channel,
         /// The file's channel.
@@ -147,7 +147,7 @@ pub enum Refusal {
     )]
     NotInChannel {
         /// The release.
-        version: Version,
+        version: Box<Version>,
         /// The node's channel.
         channel: Channel,
         /// What it lists, for people.
@@ -159,7 +159,7 @@ pub enum Refusal {
     )]
     Arch {
         /// The release.
-        version: Version,
+        version: Box<Version>,
         /// The node's architecture.
         expected: Arch,
         /// The release's.
@@ -171,19 +171,19 @@ pub enum Refusal {
     )]
     Downgrade {
         /// The release.
-        version: Version,
+        version: Box<Version>,
         /// The newest version confirmed or running.
-        newest: Version,
+        newest: Box<Version>,
     },
     /// Another release must be installed first.
     #[error("refused {version}: expected a node at {needs} or newer, found {running}; install {needs} first")]
     Barrier {
         /// The release.
-        version: Version,
+        version: Box<Version>,
         /// The least version to come from.
-        needs: Version,
+        needs: Box<Version>,
         /// The version that runs.
-        running: Version,
+        running: Box<Version>,
     },
 }
 
@@ -223,12 +223,12 @@ pub fn authorize(
     channel: &Verified<ChannelFile>,
     node: &NodeFacts,
 ) -> Result<Authorized, Refusal> {
-    let version = manifest.version.clone();
+    let version = Box::new(manifest.version.clone());
     if channel.channel != node.channel {
         let found = channel.channel.clone();
         return Err(Refusal::Channel { version, expected: node.channel.clone(), found });
     }
-    if !channel.versions.contains(&version) {
+    if !channel.versions.contains(&manifest.version) {
         let names: Vec<&str> = channel.versions.iter().map(Version::as_str).collect();
         let listed = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
         return Err(Refusal::NotInChannel { version, channel: node.channel.clone(), listed });
@@ -241,11 +241,13 @@ pub fn authorize(
     let allowed =
         manifest.custom.allow_downgrade_from.as_ref().is_some_and(|from| !from.is_older_than(newest));
     if version.is_older_than(newest) && !allowed {
-        return Err(Refusal::Downgrade { version, newest: newest.clone() });
+        return Err(Refusal::Downgrade { version, newest: Box::new(newest.clone()) });
     }
-    if let Some(needs) = manifest.min_source_version.clone().filter(|needs| node.running.is_older_than(needs))
+    if let Some(needs) =
+        manifest.min_source_version.as_ref().filter(|needs| node.running.is_older_than(needs))
     {
-        return Err(Refusal::Barrier { version, needs, running: node.running.clone() });
+        let (needs, running) = (Box::new(needs.clone()), Box::new(node.running.clone()));
+        return Err(Refusal::Barrier { version, needs, running });
     }
     Ok(Authorized { manifest })
 }
