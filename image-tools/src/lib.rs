@@ -1,0 +1,17 @@
+//! Images to payloads, releases, disks and keys: what an operator does on their own machine.
+//!
+//! | module | step of the flow (DESIGN section 1) |
+//! |---|---|
+//! | [`build`] | 2 payload: images to one payload file |
+//! | [`release`] | 3 metadata: payload and manifest; inspecting and verifying them |
+//! | [`apply`] | 5 to 7 offline: a payload into a file or a slot |
+//! | `keys` | 3 metadata: the offline keys, and what they sign first |
+//! | `disk` | 8 flip, 11 boot: GPT disks made, shown, changed |
+//! | [`cli`] | the commands |
+
+pub mod apply;
+pub mod build;
+pub mod cli;
+mod disk;
+mod keys;
+pub mod release;
