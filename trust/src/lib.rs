@@ -35,7 +35,7 @@ pub use error::{ErrorKind, TrustError};
 pub use key::{OnlineKeys, OnlinePublicKeys, PublicKey, SigningKey};
 pub use node::{Authorized, NodeFacts, Refusal, Trust, VerifiedManifest, authorize};
 pub use repository::oversize;
-pub use sigstore_tuf::Repository;
+pub use sigstore_tuf::{Error as RepositoryError, Repository};
 pub use verify::{
     Root, Targets, Verified, verify_channels, verify_root_chain, verify_targets, verify_targets_signatures,
 };
