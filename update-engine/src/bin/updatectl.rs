@@ -1,2 +1,61 @@
-//! Skeleton.
-fn main() {}
+//! `updatectl`: an operator's program, for a server and for the node it runs on (DESIGN section 8).
+
+use clap::{Parser, Subcommand};
+use protocol::status::Exit;
+use std::process::ExitCode;
+use update_engine::error::chain;
+use update_engine::local::{self, NodeCommand, NodeOptions};
+use update_engine::logging;
+use update_engine::operator::{self, OperatorCommand, ServerOptions};
+
+/// Releases and channels on a server; status and repair on a node.
+#[derive(Debug, Parser)]
+#[command(name = "updatectl", version)]
+struct Cli {
+    /// Print one JSON document instead of text.
+    #[arg(long, global = true)]
+    json: bool,
+    /// What to log, as in `info` or `update_engine=debug`; RUST_LOG does the same.
+    #[arg(long, global = true, value_name = "FILTER")]
+    log: Option<String>,
+    #[command(flatten, next_help_heading = "Server")]
+    server: ServerOptions,
+    #[command(flatten, next_help_heading = "Node")]
+    node: NodeOptions,
+    #[command(subcommand)]
+    command: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    #[command(flatten)]
+    Node(NodeCommand),
+    #[command(flatten)]
+    Server(OperatorCommand),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    logging::start(cli.log.as_deref(), "warn");
+    let done = match cli.command {
+        Verb::Node(command) => {
+            local::run(command, &cli.node, cli.json).map_err(|error| (chain(&error), Exit::Failed))
+        }
+        Verb::Server(command) => serve(command, &cli.server, cli.json),
+    };
+    match done {
+        Ok(exit) => exit.into(),
+        Err((line, exit)) => {
+            eprintln!("updatectl: {line}");
+            exit.into()
+        }
+    }
+}
+
+fn serve(command: OperatorCommand, options: &ServerOptions, json: bool) -> Result<Exit, (String, Exit)> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| (chain(&error), Exit::Failed))?;
+    runtime.block_on(operator::run(command, options, json)).map_err(|error| (chain(&error), error.exit()))
+}

@@ -1,0 +1,275 @@
+//! Step 11, boot: which slot was booted, what it calls itself, and which boot this is.
+//!
+//! On a node the kernel command line, os-release and the kernel say so. With `--disk` the command line of the engine
+//! does, and what it leaves out comes from the state folder.
+
+use machine::{Flip, Record};
+use protocol::id::BootId;
+use protocol::slot::{Attributes, Slot};
+use protocol::version::Version;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The running system.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Booted {
+    /// The slot it was booted from.
+    pub slot: Slot,
+    /// The version it says it is.
+    pub version: Version,
+    /// The boot.
+    pub boot_id: BootId,
+}
+
+/// What the engine's command line says about the running system.
+#[derive(Clone, Debug, Default)]
+pub struct Given {
+    /// `--booted`
+    pub slot: Option<Slot>,
+    /// `--version`
+    pub version: Option<Version>,
+    /// `--boot-id`
+    pub boot_id: Option<BootId>,
+}
+
+/// The running system cannot be told.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// A file that says so cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The slot is unknown.
+    #[error("which slot is running is unknown: {0}")]
+    Slot(String),
+    /// The version is unknown.
+    #[error("which version is running is unknown: {0}")]
+    Version(String),
+    /// The boot is unknown.
+    #[error("which boot this is is unknown: {0}")]
+    BootId(String),
+}
+
+/// The running system, with `--disk`: what is given, else what the record knows. `tries_left` are those of a slot on
+/// the disk.
+///
+/// Without a boot id, this is the boot of the last run, unless another slot is said to be running than then, or the
+/// boot rule has spent a try since the flip: then it is a new one, made from `random`.
+///
+/// # Errors
+/// [`BootError::Slot`] and [`BootError::Version`], where neither the command line nor the record tells.
+pub fn simulated(
+    given: &Given,
+    record: &Record,
+    attributes: impl Fn(Slot) -> Attributes,
+    random: u64,
+) -> Result<Booted, BootError> {
+    let last = record.last_boot.as_ref();
+    let slot = given
+        .slot
+        .or(last.map(|boot| boot.slot))
+        .ok_or_else(|| BootError::Slot("say --booted A or --booted B".to_owned()))?;
+    let version = given
+        .version
+        .clone()
+        .or_else(|| {
+            let content = record.slots.get(slot).as_ref()?;
+            Some(content.reported.clone().unwrap_or_else(|| content.version.clone()))
+        })
+        .ok_or_else(|| BootError::Version(format!("nothing is known of slot {slot} yet; say --version")))?;
+    let tried = record.intent.as_ref().is_some_and(|intent| {
+        let since_the_flip = last.is_none_or(|boot| boot.boot_id == intent.boot_id);
+        let target = attributes(intent.target);
+        let spent = target.priority() > 0 && target.tries_left() < intent.tries;
+        intent.flip == Flip::Activated && since_the_flip && spent
+    });
+    let same = last.filter(|boot| boot.slot == slot && !tried).map(|boot| boot.boot_id.clone());
+    let boot_id = match given.boot_id.clone().or(same) {
+        Some(boot_id) => boot_id,
+        None => format!("disk-{random:016x}").parse().map_err(|_| BootError::BootId(String::new()))?,
+    };
+    Ok(Booted { slot, version, boot_id })
+}
+
+/// The running system as it tells itself; `root` is `/`. `slot_of_partition` finds the slot of a PARTUUID.
+///
+/// # Errors
+/// [`BootError`]
+pub fn running(
+    root: &Path,
+    given: &Given,
+    slot_of_partition: impl Fn(&str) -> Option<Slot>,
+) -> Result<Booted, BootError> {
+    let slot = match given.slot {
+        Some(slot) => slot,
+        None => slot_of(&read(&root.join("proc/cmdline"))?, slot_of_partition)?,
+    };
+    let version = match &given.version {
+        Some(version) => version.clone(),
+        None => version_of(root)?,
+    };
+    let boot_id = match &given.boot_id {
+        Some(boot_id) => boot_id.clone(),
+        None => {
+            let text = read(&root.join("proc/sys/kernel/random/boot_id"))?;
+            text.trim().parse().map_err(|error| BootError::BootId(format!("{error}")))?
+        }
+    };
+    Ok(Booted { slot, version, boot_id })
+}
+
+fn read(path: &Path) -> Result<String, BootError> {
+    std::fs::read_to_string(path).map_err(|source| BootError::Read { path: path.to_owned(), source })
+}
+
+/// `flipside.slot=A`, else the slot of `root=PARTUUID=…`. The last one counts, as for the kernel.
+fn slot_of(command_line: &str, slot_of_partition: impl Fn(&str) -> Option<Slot>) -> Result<Slot, BootError> {
+    let words = || command_line.split_whitespace().rev();
+    if let Some(name) = words().find_map(|word| word.strip_prefix("flipside.slot=")) {
+        return name.parse().map_err(|_| {
+            BootError::Slot(format!("the kernel command line says flipside.slot={name}: expected A or B"))
+        });
+    }
+    let Some(id) = words().find_map(|word| word.strip_prefix("root=PARTUUID=")) else {
+        return Err(BootError::Slot(
+            "the kernel command line has neither flipside.slot= nor root=PARTUUID=".to_owned(),
+        ));
+    };
+    slot_of_partition(id).ok_or_else(|| {
+        BootError::Slot(format!(
+            "root=PARTUUID={id} on the kernel command line is in neither slot of the disk"
+        ))
+    })
+}
+
+/// `IMAGE_VERSION` of os-release, else `VERSION_ID`.
+fn version_of(root: &Path) -> Result<Version, BootError> {
+    let text = read(&root.join("etc/os-release")).or_else(|_| read(&root.join("usr/lib/os-release")))?;
+    let value = |name: &str| {
+        text.lines().rev().find_map(|line| {
+            let value = line.trim().strip_prefix(name)?.strip_prefix('=')?;
+            Some(value.trim_matches(['"', '\'']).to_owned())
+        })
+    };
+    let Some(found) = value("IMAGE_VERSION").or_else(|| value("VERSION_ID")) else {
+        return Err(BootError::Version("os-release has neither IMAGE_VERSION nor VERSION_ID".to_owned()));
+    };
+    found.parse().map_err(|error| BootError::Version(format!("os-release: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use machine::{Content, Intent, LastBoot, Purpose};
+
+    fn content(version: &str) -> Content {
+        Content { version: version.parse().unwrap(), digest: None, reported: None, condemned: false }
+    }
+
+    fn record(slot: Slot, boot_id: &str) -> Record {
+        let mut record = Record {
+            last_boot: Some(LastBoot { boot_id: boot_id.parse().unwrap(), slot }),
+            ..Record::default()
+        };
+        *record.slots.get_mut(Slot::A) = Some(content("1.0.0"));
+        *record.slots.get_mut(Slot::B) = Some(content("1.1.0"));
+        record
+    }
+
+    fn flipped(record: &mut Record, boot_id: &str) {
+        record.intent = Some(Intent {
+            content: content("1.1.0"),
+            target: Slot::B,
+            boot_id: boot_id.parse().unwrap(),
+            tries: 3,
+            purpose: Purpose::Update,
+            flip: Flip::Activated,
+        });
+    }
+
+    fn tries(left: u8) -> impl Fn(Slot) -> Attributes {
+        move |slot| match slot {
+            Slot::A => Attributes::default().confirmed().fallback(),
+            Slot::B => Attributes::default().activated(3).with_tries_left(left),
+        }
+    }
+
+    fn boot_id(given: &Given, record: &Record, left: u8) -> String {
+        simulated(given, record, tries(left), 7).unwrap().boot_id.to_string()
+    }
+
+    #[test]
+    fn a_boot_is_new_when_the_slot_is_or_a_try_was_spent() {
+        let on = |slot| Given { slot: Some(slot), ..Given::default() };
+        let new = format!("disk-{:016x}", 7);
+        let mut record = record(Slot::A, "one");
+        assert_eq!(boot_id(&on(Slot::A), &record, 3), "one");
+        assert_eq!(boot_id(&Given::default(), &record, 3), "one");
+        assert_eq!(boot_id(&on(Slot::B), &record, 3), new);
+        flipped(&mut record, "one");
+        assert_eq!(boot_id(&on(Slot::A), &record, 3), "one");
+        assert_eq!(boot_id(&on(Slot::A), &record, 2), new);
+        assert_eq!(boot_id(&on(Slot::A), &record, 0), new);
+        // The engine has run in a later boot since: that one goes on.
+        flipped(&mut record, "zero");
+        assert_eq!(boot_id(&on(Slot::A), &record, 2), "one");
+        let given = Given { boot_id: Some("said".parse().unwrap()), ..on(Slot::A) };
+        assert_eq!(boot_id(&given, &record, 2), "said");
+    }
+
+    #[test]
+    fn slot_and_version_come_from_the_record_or_are_asked_for() {
+        let booted = simulated(&Given::default(), &record(Slot::B, "one"), tries(3), 7).unwrap();
+        assert_eq!((booted.slot, booted.version.as_str()), (Slot::B, "1.1.0"));
+        let nothing = Record::default();
+        let slot = simulated(&Given::default(), &nothing, tries(3), 7).unwrap_err().to_string();
+        assert!(slot.contains("--booted"), "{slot}");
+        let given = Given { slot: Some(Slot::A), ..Given::default() };
+        let version = simulated(&given, &nothing, tries(3), 7).unwrap_err().to_string();
+        assert!(version.contains("--version"), "{version}");
+    }
+
+    fn system(cmdline: &str, os_release: &str) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for (path, text) in [
+            ("proc/cmdline", cmdline),
+            ("etc/os-release", os_release),
+            ("proc/sys/kernel/random/boot_id", "b-1\n"),
+        ] {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        root
+    }
+
+    #[test]
+    fn a_running_system_tells_itself() {
+        let by_partition = |id: &str| (id == "1111-22").then_some(Slot::B);
+        let told = |cmdline: &str, os_release: &str| {
+            let root = system(cmdline, os_release);
+            running(root.path(), &Given::default(), by_partition)
+                .map(|b| format!("{} {} {}", b.slot, b.version, b.boot_id))
+                .map_err(|e| e.to_string())
+        };
+        let both = "ID=debian\nVERSION_ID=\"12\"\nIMAGE_VERSION=1.1.0\n";
+        assert_eq!(told("quiet flipside.slot=A ro", both).unwrap(), "A 1.1.0 b-1");
+        assert_eq!(told("flipside.slot=A flipside.slot=B", "VERSION_ID='12'").unwrap(), "B 12 b-1");
+        assert_eq!(told("root=PARTUUID=1111-22 ro", both).unwrap(), "B 1.1.0 b-1");
+        for (cmdline, os_release, part) in [
+            ("quiet", both, "flipside.slot="),
+            ("root=PARTUUID=other", both, "neither slot"),
+            ("flipside.slot=C", both, "expected A or B"),
+            ("flipside.slot=A", "ID=debian", "IMAGE_VERSION"),
+            ("flipside.slot=A", "VERSION_ID=sid", "not a version"),
+        ] {
+            let error = told(cmdline, os_release).unwrap_err();
+            assert!(error.contains(part), "{error}");
+        }
+    }
+}

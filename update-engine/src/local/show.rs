@@ -1,0 +1,267 @@
+//! All steps, as a person on the node sees them: the state folder, the disk and the configuration, printed.
+
+use super::{LocalError, NodeOptions, SCHEMA, merged};
+use crate::slots::Slots;
+use crate::state::{StateFolder, history};
+use crate::status::StatusSource;
+use jiff::Timestamp;
+use machine::Record;
+use protocol::slot::Slot;
+use protocol::status::{Exit, Status};
+use serde_json::{Value, json};
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::Path;
+use std::time::Duration;
+
+/// How often `--watch` looks.
+const WATCH_EVERY: Duration = Duration::from_millis(500);
+
+/// Prints one line, or several, on stdout.
+pub(super) fn print(text: &str) -> Result<(), LocalError> {
+    writeln!(std::io::stdout(), "{}", text.trim_end()).map_err(LocalError::Output)
+}
+
+fn print_json(document: &Value) -> Result<Exit, LocalError> {
+    print(&document.to_string()).map(|()| Exit::Done)
+}
+
+/// `updatectl status`
+pub(super) fn status(dir: &Path, watch: bool, json: bool) -> Result<Exit, LocalError> {
+    let source = StateFolder::view(dir);
+    let mut shown = None;
+    loop {
+        match source.status() {
+            Ok(status) if shown.as_ref() == Some(&status) => {}
+            Ok(status) => {
+                let text = if json { json!(status).to_string() } else { status_text(&status) };
+                print(&text)?;
+                shown = Some(status);
+            }
+            Err(error) if !watch || shown.is_none() => return Err(error.into()),
+            // The engine is replacing it.
+            Err(_) => {}
+        }
+        if !watch {
+            return Ok(Exit::Done);
+        }
+        std::thread::sleep(WATCH_EVERY);
+    }
+}
+
+fn status_text(status: &Status) -> String {
+    let mut text = format!("state:    {}", status.state);
+    let mut line = |name: &str, value: String| {
+        if !value.is_empty() {
+            let _ = write!(text, "\n{:<10}{value}", format!("{name}:"));
+        }
+    };
+    line("reason", status.reason.clone());
+    if let Some(booted) = &status.booted {
+        let confirmed = if booted.confirmed { "confirmed" } else { "not confirmed" };
+        line("booted", format!("slot {}, version {}, {confirmed}", booted.slot, booted.version));
+    }
+    if let Some(other) = &status.other {
+        let version = other.version.as_ref().map_or("unknown version".to_owned(), |v| format!("version {v}"));
+        let bootable = if other.bootable { "bootable" } else { "not bootable" };
+        line("other", format!("slot {}, {version}, {bootable}", other.slot));
+    }
+    if let Some(staged) = &status.staged {
+        let when = if staged.activated { "boots next" } else { "not activated" };
+        line("staged", format!("version {}, {when}", staged.version));
+    }
+    let progress = &status.progress;
+    if progress.bytes_total > 0 {
+        line(
+            "progress",
+            format!(
+                "{} of {} in place, {} downloaded",
+                indicatif::HumanBytes(progress.bytes_done),
+                indicatif::HumanBytes(progress.bytes_total),
+                indicatif::HumanBytes(progress.bytes_downloaded)
+            ),
+        );
+    }
+    if let Some(check) = &status.last_check {
+        line("checked", format!("{}: {}", check.at, check.result));
+    }
+    let names =
+        [status.channel.as_ref().map(ToString::to_string), status.group.as_ref().map(ToString::to_string)];
+    line("follows", names.into_iter().flatten().collect::<Vec<_>>().join(", group "));
+    line("permit", status.permit.clone().unwrap_or_default());
+    for entry in &status.quarantine {
+        line("quarantine", format!(" {} since {}: {}", entry.version, entry.at, entry.reason));
+    }
+    line("error", status.error.clone().unwrap_or_default());
+    text
+}
+
+/// `updatectl slots`
+pub(super) fn slots(options: &NodeOptions, json: bool) -> Result<Exit, LocalError> {
+    let (device, layout) = match &options.disk {
+        Some(disk) => {
+            let configured = options.config.as_ref().map(|_| options.settings()).transpose()?;
+            (disk.clone(), configured.map(|settings| settings.disk.layout).unwrap_or_default())
+        }
+        None => {
+            let settings = options.settings()?;
+            (settings.disk.device.ok_or(crate::node::StartError::NoDisk)?, settings.disk.layout)
+        }
+    };
+    let record = StateFolder::view(&options.folder()?).load()?.record.unwrap_or_default();
+    let disk = Slots::new(device, layout).look()?;
+    let next = disk.select().map(|(slot, _)| slot);
+    let mut documents = Vec::new();
+    let mut text = String::new();
+    for slot in Slot::ALL {
+        let (attributes, content) = (disk.attributes(slot), record.slots.get(slot).as_ref());
+        let version = content.map(|content| content.version.to_string());
+        let partitions: Vec<_> = disk
+            .slot_partitions(slot)
+            .map(|(role, view)| json!({ "role": role, "name": view.name, "entry": view.entry, "size": view.len }))
+            .collect();
+        documents.push(json!({
+            "slot": slot,
+            "version": version,
+            "release": content.and_then(|content| content.digest),
+            "priority": attributes.priority(),
+            "tries_left": attributes.tries_left(),
+            "successful": attributes.successful(),
+            "bootable": attributes.bootable(),
+            "boots_next": next == Some(slot),
+            "running": record.last_boot.as_ref().map(|boot| boot.slot == slot),
+            "partitions": partitions,
+        }));
+        let mark = if next == Some(slot) { " (boots next)" } else { "" };
+        let version = version.unwrap_or_else(|| "unknown".to_owned());
+        let _ = writeln!(text, "{slot}: version {version}, {attributes:?}{mark}");
+    }
+    if json {
+        return print_json(&json!({ "schema": SCHEMA, "table": disk.health().as_str(), "slots": documents }));
+    }
+    print(&text)?;
+    Ok(Exit::Done)
+}
+
+/// `updatectl history`
+pub(super) fn history(dir: &Path, limit: usize, json: bool) -> Result<Exit, LocalError> {
+    let events = history::read(dir).map_err(|source| LocalError::History { dir: dir.to_owned(), source })?;
+    let newest = &events[events.len().saturating_sub(limit)..];
+    if json {
+        return print_json(&json!({ "schema": SCHEMA, "events": newest }));
+    }
+    for event in newest {
+        let kind = json!(event.kind);
+        let version = event.version.as_ref().map(ToString::to_string).unwrap_or_default();
+        print(&format!(
+            "{}  {:<16} {version:<12} {}",
+            event.at,
+            kind.as_str().unwrap_or_default(),
+            event.detail
+        ))?;
+    }
+    Ok(Exit::Done)
+}
+
+fn record(dir: &Path) -> Result<Record, LocalError> {
+    Ok(StateFolder::view(dir).load()?.record.unwrap_or_default())
+}
+
+/// `updatectl quarantine list`
+pub(super) fn quarantine(dir: &Path, json: bool) -> Result<Exit, LocalError> {
+    let record = record(dir)?;
+    if json {
+        return print_json(&json!({ "schema": SCHEMA, "quarantine": record.quarantine }));
+    }
+    for entry in &record.quarantine {
+        print(&format!("{}  {}  {}  {}", entry.release, entry.version, entry.at, entry.reason))?;
+    }
+    Ok(Exit::Done)
+}
+
+/// `updatectl explain`
+pub(super) fn explain(dir: &Path, json: bool) -> Result<Exit, LocalError> {
+    let folder = StateFolder::view(dir);
+    let status = folder.status()?;
+    let lines = reasons(&status, &record(dir)?, folder.engine().is_some());
+    if json {
+        return print_json(&json!({ "schema": SCHEMA, "state": status.state, "reasons": lines }));
+    }
+    print(&lines.join("\n"))?;
+    Ok(Exit::Done)
+}
+
+/// Why the node is or is not updating now, the most important thing first.
+fn reasons(status: &Status, record: &Record, running: bool) -> Vec<String> {
+    let mut lines = vec![if status.reason.is_empty() {
+        format!("The node is {}.", status.state)
+    } else {
+        format!("The node is {}: {}.", status.state, status.reason.trim_end_matches('.'))
+    }];
+    if let Some(error) = &status.error {
+        lines.push(format!("Something is wrong: {error}"));
+    }
+    if !running {
+        lines.push("No engine is running, so nothing happens until one is started.".to_owned());
+    }
+    if let Some(booted) = status.booted.as_ref().filter(|booted| !booted.confirmed) {
+        lines.push(format!(
+            "Version {} in slot {} is not confirmed yet: nothing is installed before it is.",
+            booted.version, booted.slot
+        ));
+    }
+    if let Some(staged) = &status.staged {
+        lines.push(if staged.activated {
+            format!("Version {} is activated: the next boot starts it.", staged.version)
+        } else {
+            format!("Version {} is staged and waits to be activated.", staged.version)
+        });
+    }
+    match &status.last_check {
+        Some(check) => lines.push(format!("The last check ended at {} with: {}.", check.at, check.result)),
+        None => lines.push("The server has not been asked yet.".to_owned()),
+    }
+    if let Some(refusal) = &record.refusal {
+        lines.push(format!("The last offer was refused: {}", refusal.reason));
+    }
+    for attempt in record.attempts.iter().filter(|attempt| attempt.failed > 0) {
+        lines.push(format!(
+            "Version {} was tried {} times in vain, last: {}",
+            attempt.release.version, attempt.failed, attempt.last_error
+        ));
+    }
+    for entry in &record.quarantine {
+        lines.push(format!(
+            "Version {} is quarantined since {} and not tried again: {}; `updatectl quarantine clear` lifts it.",
+            entry.version, entry.at, entry.reason
+        ));
+    }
+    if let Some(newest) = &record.newest_confirmed {
+        lines.push(format!("Nothing older than {newest} is installed, unless the targets key allows it."));
+    }
+    if record.events.dropped() > 0 {
+        lines.push(format!("{} events were never reported to the server.", record.events.dropped()));
+    }
+    lines
+}
+
+/// `updatectl config`
+pub(super) fn config(options: &NodeOptions, json: bool) -> Result<Exit, LocalError> {
+    let merged = merged(options.config.as_deref())?;
+    // What does not validate is no configuration to show.
+    crate::config::Settings::from_merged(&merged)?;
+    let effective = merged.effective();
+    if json {
+        let settings: Vec<_> = effective
+            .iter()
+            .map(|e| json!({ "key": e.key, "value": e.value, "origin": e.origin.as_ref().map(ToString::to_string) }))
+            .collect();
+        return print_json(&json!({ "schema": SCHEMA, "at": Timestamp::now(), "settings": settings }));
+    }
+    for setting in effective {
+        let value = setting.value.unwrap_or_else(|| "(not set)".to_owned());
+        let origin = setting.origin.map(|origin| format!("  # {origin}")).unwrap_or_default();
+        print(&format!("{} = {value}{origin}", setting.key))?;
+    }
+    Ok(Exit::Done)
+}

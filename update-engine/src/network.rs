@@ -1,0 +1,154 @@
+//! Step 5, download, and all else that the node says and hears over HTTP: one client, one set of bounds.
+//!
+//! Redirects are never followed: a server that redirects is a server that says something else than what was asked,
+//! and the address it names is in the error. Nothing here is believed: metadata is checked by `trust`, payload bytes
+//! by `disk::assemble`.
+
+pub mod backoff;
+pub mod body;
+pub mod error;
+pub mod metadata;
+pub mod payload;
+pub mod source;
+#[cfg(test)]
+mod tests;
+
+use crate::config::settings::Download;
+use backoff::Backoff;
+use body::Body;
+pub use error::NetworkError;
+use protocol::wire;
+use reqwest::Url;
+use reqwest::header::{ACCEPT_ENCODING, HeaderValue};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::sync::Arc;
+
+/// How often a small request is repeated when its failure looks passing. What the engine does about a server that
+/// stays away is the state machine's business.
+const SMALL_REQUEST_RETRIES: u32 = 2;
+
+/// The node's one HTTP client. Clones share its connections.
+#[derive(Clone, Debug)]
+pub struct Client {
+    http: reqwest::Client,
+    base: Url,
+    limits: Arc<Download>,
+}
+
+impl Client {
+    /// A client for the server at `base`, which ends in a slash.
+    ///
+    /// # Errors
+    /// [`NetworkError::Client`] where TLS cannot be set up.
+    pub fn new(base: Url, limits: Download) -> Result<Self, NetworkError> {
+        let http = reqwest::Client::builder()
+            .user_agent(concat!("flipside/", env!("CARGO_PKG_VERSION")))
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(limits.connect_timeout)
+            .build()
+            .map_err(|source| NetworkError::Client { source })?;
+        Ok(Self { http, base, limits: Arc::new(limits) })
+    }
+
+    /// The bounds it keeps to.
+    #[must_use]
+    pub fn limits(&self) -> &Download {
+        &self.limits
+    }
+
+    /// The address of a path under the server's.
+    fn url(&self, path: &str) -> Result<Url, NetworkError> {
+        self.base.join(path).map_err(|_| NetworkError::Address { path: path.to_owned() })
+    }
+
+    /// Asks whether to update.
+    ///
+    /// # Errors
+    /// [`NetworkError`]
+    pub async fn update_check(&self, check: &wire::UpdateCheck) -> Result<wire::UpdateAnswer, NetworkError> {
+        let url = self.url("v1/update-check")?;
+        let bytes = self.post(&url, check).await?;
+        let answer: wire::UpdateAnswer = parse(&url, &bytes)?;
+        if answer.schema == wire::SCHEMA {
+            Ok(answer)
+        } else {
+            Err(NetworkError::Schema { url, expected: wire::SCHEMA, found: answer.schema })
+        }
+    }
+
+    /// Reports events; returns once the server has them on its disk.
+    ///
+    /// # Errors
+    /// [`NetworkError`]
+    pub async fn send_events(&self, events: &wire::Events) -> Result<(), NetworkError> {
+        let url = self.url("v1/events")?;
+        self.post(&url, events).await.map(drop)
+    }
+
+    async fn post<T: Serialize>(&self, url: &Url, document: &T) -> Result<Vec<u8>, NetworkError> {
+        self.small(|| async {
+            let request = self.http.post(url.clone()).json(document);
+            let body = self.send(url, request).await?;
+            body.collect(wire::BODY_MAX as u64).await
+        })
+        .await
+    }
+
+    /// Fetches a small document; `None` where there is none.
+    ///
+    /// # Errors
+    /// [`NetworkError`]
+    pub async fn get(&self, path: &str, max_bytes: u64) -> Result<Option<Vec<u8>>, NetworkError> {
+        let url = self.url(path)?;
+        let answer = self
+            .small(|| async {
+                let body = self.send(&url, self.http.get(url.clone())).await?;
+                body.collect(max_bytes).await
+            })
+            .await;
+        match answer {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(NetworkError::Status { status, .. }) if status == 404 => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Repeats a small request a few times when its failure looks passing.
+    async fn small<F>(&self, request: impl Fn() -> F) -> Result<Vec<u8>, NetworkError>
+    where
+        F: Future<Output = Result<Vec<u8>, NetworkError>>,
+    {
+        let mut backoff = Backoff::new(&self.limits);
+        loop {
+            match request().await {
+                Err(error) if error.is_passing() && backoff.failures() < SMALL_REQUEST_RETRIES => {
+                    backoff.pause(&error).await;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// Sends a request and judges the status line.
+    async fn send(&self, url: &Url, request: reqwest::RequestBuilder) -> Result<Body, NetworkError> {
+        let request = request.header(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        let wait = self.limits.connect_timeout + self.limits.stall_timeout;
+        let response = match tokio::time::timeout(wait, request.send()).await {
+            Ok(Ok(response)) => response,
+            Ok(Err(source)) => {
+                return Err(NetworkError::Request { url: url.clone(), source: source.without_url() });
+            }
+            Err(_) => return Err(NetworkError::Stalled { url: url.clone(), bytes: 0, after: wait }),
+        };
+        if response.status().is_success() {
+            Ok(Body::new(url.clone(), response, &self.limits))
+        } else {
+            Err(error::from_response(url, response, &self.limits).await)
+        }
+    }
+}
+
+fn parse<T: DeserializeOwned>(url: &Url, bytes: &[u8]) -> Result<T, NetworkError> {
+    serde_json::from_slice(bytes).map_err(|source| NetworkError::Json { url: url.clone(), source })
+}

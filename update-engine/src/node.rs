@@ -1,0 +1,153 @@
+//! All steps: an engine put together from its configuration, and run once or until it is stopped.
+
+use crate::boot::{self, BootError, Booted, Given};
+use crate::check::Checker;
+use crate::config::Settings;
+use crate::driver::{Driver, Parts, Signal};
+use crate::install::{Installer, Meter};
+use crate::network::{Client, NetworkError};
+use crate::operations::{HealthChecks, Operations};
+use crate::pause::Pause;
+use crate::slots::{Slots, SlotsError, slot_of_partition};
+use crate::state::{StateError, StateFolder};
+use machine::{Facts, Mode, Record, Start, State};
+use protocol::status::{Exit, Status};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+use tokio::sync::{Notify, mpsc};
+
+/// What the command line adds to the configuration.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// `--disk`: a disk other than this machine's own, on which nothing is rebooted.
+    pub disk: Option<PathBuf>,
+    /// `--state-dir`
+    pub state_dir: Option<PathBuf>,
+    /// `--booted`, `--version`, `--boot-id`
+    pub booted: Given,
+    /// `--pause-at`
+    pub pause: Pause,
+}
+
+/// An engine that cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The state folder.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The disk.
+    #[error("the slots cannot be read")]
+    Slots(#[from] SlotsError),
+    /// The running system.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// The HTTP client.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// No disk is configured.
+    #[error("no disk: set disk.device in the configuration, or give --disk")]
+    NoDisk,
+}
+
+/// An engine ready to start.
+#[derive(Debug)]
+pub struct Engine {
+    driver: Driver,
+    facts: Facts,
+    seed: u64,
+}
+
+impl Engine {
+    /// Locks the state folder, reads the record and the slots, finds out what is running.
+    ///
+    /// # Errors
+    /// [`StartError`]
+    pub fn new(settings: Settings, options: &Options) -> Result<Self, StartError> {
+        let state_dir = options.state_dir.clone().unwrap_or_else(|| settings.state_dir.clone());
+        let device =
+            options.disk.clone().or_else(|| settings.disk.device.clone()).ok_or(StartError::NoDisk)?;
+        let folder = StateFolder::lock(&state_dir)?;
+        let loaded = folder.load()?;
+        for problem in &loaded.problems {
+            tracing::error!("{problem}");
+        }
+        let node = folder.node_id()?;
+        let seed = getrandom::u64().unwrap_or_else(|_| std::process::id().into());
+        let slots = Slots::new(device, settings.disk.layout.clone());
+        let record = loaded.record.unwrap_or_default();
+        let facts = facts(&slots, &record, options, seed)?;
+        let client = Client::new(settings.server.url.clone(), settings.download.clone())?;
+        let parts = Parts {
+            identity: machine::Identity {
+                channel: settings.identity.channel.clone(),
+                group: settings.identity.group.clone(),
+            },
+            node: node.clone(),
+            problems: loaded.problems,
+            client: client.clone(),
+            operations: operations(&settings, options, &folder, client, slots, node),
+            folder,
+            pause: options.pause,
+            state: State::new(settings.policy, record),
+        };
+        Ok(Self { driver: Driver::new(parts), facts, seed })
+    }
+
+    /// Runs, and returns the exit code and the last status.
+    pub async fn run(self, mode: Mode, signals: mpsc::Receiver<Signal>) -> (Exit, Status) {
+        let start = Start { facts: self.facts, mode, seed: self.seed };
+        self.driver.run(start, signals).await
+    }
+}
+
+fn facts(slots: &Slots, record: &Record, options: &Options, random: u64) -> Result<Facts, StartError> {
+    let disk = slots.look()?;
+    let attributes = slots.attributes()?;
+    let own_disk = options.disk.is_none();
+    let Booted { slot, version, boot_id } = if own_disk {
+        boot::running(Path::new("/"), &options.booted, |id| slot_of_partition(&disk, id))?
+    } else {
+        boot::simulated(&options.booted, record, |slot| *attributes.get(slot), random)?
+    };
+    Ok(Facts { boot_id, slot, version, attributes, reboot_allowed: own_disk })
+}
+
+fn operations(
+    settings: &Settings,
+    options: &Options,
+    folder: &StateFolder,
+    client: Client,
+    slots: Slots,
+    node: protocol::id::NodeId,
+) -> Operations {
+    let abort = Arc::new(AtomicBool::new(false));
+    let health = &settings.health;
+    Operations {
+        checker: Checker {
+            client: client.clone(),
+            node,
+            identity: settings.identity.clone(),
+            trust_dir: folder.trust_dir(),
+            anchor: settings.root.clone(),
+        },
+        installer: Installer {
+            client,
+            slots: Arc::new(Mutex::new(slots)),
+            heads: folder.heads_dir(),
+            meter: Arc::new(Meter::default()),
+            abort: Arc::clone(&abort),
+            pause: options.pause,
+        },
+        health: HealthChecks {
+            dir: (options.disk.is_none() || health.dir_is_set).then(|| health.dir.clone()),
+            check_timeout: health.check_timeout,
+        },
+        reboot_command: settings.reboot_command.clone(),
+        state_dir: folder.path().to_owned(),
+        authorized: Mutex::new(None),
+        abort,
+        wake: Notify::new(),
+        pause: options.pause,
+    }
+}

@@ -1,0 +1,262 @@
+//! Steps 5 to 12: the state folder, which outlives boots and slot changes (`docs/adr/0004-state-files.md`).
+//!
+//! | file | what |
+//! |---|---|
+//! | `state.json`, `state.backup.json` | the machine's record, twice, both written at each save |
+//! | `status.json` | what `updatectl status` shows; may be lost without harm |
+//! | `node-id` | made at random once |
+//! | `trust/` | the trust module's metadata |
+//! | `heads/<sha256>` | the last payload heads, so that a resumed download does not fetch them again |
+//! | `history.jsonl` | what happened, for `updatectl history` |
+//! | `lock` | held by the running engine; names its process id |
+
+pub mod files;
+pub mod history;
+#[cfg(test)]
+mod tests;
+
+use files::{Copy, read_copy};
+use machine::Record;
+use protocol::id::NodeId;
+use std::fs::{File, TryLockError};
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::path::{Path, PathBuf};
+
+/// A state folder that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// A file or folder cannot be read or written.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// Which file or folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Another engine works on this folder.
+    #[error("another engine{} is using {}: wait for it or stop it", pid.map(|p| format!(" (process {p})")).unwrap_or_default(), dir.display())]
+    Locked {
+        /// The folder.
+        dir: PathBuf,
+        /// The other engine's process id, if known.
+        pid: Option<u32>,
+    },
+    /// No copy of the record can be read. Nothing was changed.
+    #[error(
+        "the state in {} is unreadable ({problem}): refusing to go on, because the quarantine and the newest confirmed version would be lost; restore state.json from a backup, or remove both copies to start as a new node",
+        dir.display()
+    )]
+    Unreadable {
+        /// The folder.
+        dir: PathBuf,
+        /// What is wrong with each copy.
+        problem: String,
+    },
+    /// The record was written by a newer engine. Nothing was changed.
+    #[error("{} has schema {found}: expected {expected}; a newer engine wrote it", path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// The schema this engine reads.
+        expected: u32,
+        /// The schema found.
+        found: u64,
+    },
+    /// The node id is not one.
+    #[error("{} does not hold a node id: remove it, and the node gets a new one", path.display())]
+    NodeId {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: protocol::id::InvalidId,
+    },
+    /// The system has no randomness for a node id.
+    #[error("cannot make a node id: no randomness ({0})")]
+    Randomness(getrandom::Error),
+}
+
+/// The record as it was found.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The record; `None` on a new node.
+    pub record: Option<Record>,
+    /// What was wrong with the copies, and where they are now; for the operator.
+    pub problems: Vec<String>,
+}
+
+/// The state folder of a node.
+#[derive(Debug)]
+pub struct StateFolder {
+    dir: PathBuf,
+    lock: Option<File>,
+}
+
+impl StateFolder {
+    /// Opens the folder for an engine, making it if it is missing, and keeps others out until it is dropped.
+    ///
+    /// # Errors
+    /// [`StateError::Locked`] where another engine has it, [`StateError::Io`]
+    pub fn lock(dir: &Path) -> Result<Self, StateError> {
+        let io = |action, path: &Path| {
+            let path = path.to_owned();
+            move |source| StateError::Io { action, path, source }
+        };
+        std::fs::create_dir_all(dir).map_err(io("make", dir))?;
+        let path = dir.join("lock");
+        let mut file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(io("open", &path))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(StateError::Locked { dir: dir.to_owned(), pid: read_pid(&mut file) });
+            }
+            Err(TryLockError::Error(source)) => return Err(io("lock", &path)(source)),
+        }
+        let written = file
+            .set_len(0)
+            .and_then(|()| file.rewind())
+            .and_then(|()| writeln!(file, "{}", std::process::id()));
+        written.map_err(io("write", &path))?;
+        Ok(Self { dir: dir.to_owned(), lock: Some(file) })
+    }
+
+    /// Opens the folder for reading, beside an engine that may be running.
+    #[must_use]
+    pub fn view(dir: &Path) -> Self {
+        Self { dir: dir.to_owned(), lock: None }
+    }
+
+    /// The folder.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Where the trust module keeps its metadata.
+    #[must_use]
+    pub fn trust_dir(&self) -> PathBuf {
+        self.dir.join("trust")
+    }
+
+    /// Where payload heads are kept.
+    #[must_use]
+    pub fn heads_dir(&self) -> PathBuf {
+        self.dir.join("heads")
+    }
+
+    /// Where the status is.
+    #[must_use]
+    pub fn status_path(&self) -> PathBuf {
+        self.dir.join("status.json")
+    }
+
+    /// The process id of the engine at work on this folder. Judged by the process that `lock` names and its open
+    /// files, so that asking never gets in a starting engine's way.
+    #[must_use]
+    pub fn engine(&self) -> Option<u32> {
+        let path = self.dir.join("lock");
+        let pid = File::open(&path).ok().and_then(|mut file| read_pid(&mut file))?;
+        let path = std::fs::canonicalize(path).ok()?;
+        let files = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
+        let holds =
+            files.flatten().any(|file| std::fs::read_link(file.path()).is_ok_and(|held| held == path));
+        holds.then_some(pid)
+    }
+
+    /// Reads the record: the newer of its readable copies. With the lock held, an unreadable copy beside a readable
+    /// one is set aside under another name. Where a copy is there and none is readable, nothing is touched.
+    ///
+    /// # Errors
+    /// [`StateError::Unreadable`], [`StateError::Newer`], [`StateError::Io`]
+    pub fn load(&self) -> Result<Loaded, StateError> {
+        let mut best: Option<(u64, Record)> = None;
+        let mut damaged = Vec::new();
+        for name in files::COPIES {
+            let path = self.dir.join(name);
+            match read_copy(&path)? {
+                Copy::Missing => {}
+                Copy::Good { saved, record } => {
+                    if best.as_ref().is_none_or(|(newest, _)| saved > *newest) {
+                        best = Some((saved, *record));
+                    }
+                }
+                Copy::Damaged(problem) => damaged.push((path, format!("{name}: {problem}"))),
+            }
+        }
+        if best.is_none() && !damaged.is_empty() {
+            let problems: Vec<_> = damaged.into_iter().map(|(_, problem)| problem).collect();
+            return Err(StateError::Unreadable { dir: self.dir.clone(), problem: problems.join("; ") });
+        }
+        let mut problems = Vec::new();
+        for (path, problem) in damaged {
+            problems.push(match &self.lock {
+                Some(_) => {
+                    let aside = files::set_aside(&path)?;
+                    format!("{problem}; set aside as {}, the other copy serves", aside.display())
+                }
+                None => problem,
+            });
+        }
+        Ok(Loaded { record: best.map(|(_, record)| record), problems })
+    }
+
+    /// Makes a record durable in both copies.
+    ///
+    /// # Errors
+    /// [`StateError::Io`]; the copies then hold the old or the new record each.
+    pub fn save(&self, record: &Record) -> Result<(), StateError> {
+        let newest = files::COPIES.iter().filter_map(|name| match read_copy(&self.dir.join(name)) {
+            Ok(Copy::Good { saved, .. }) => Some(saved),
+            _ => None,
+        });
+        let saved = newest.max().unwrap_or(0) + 1;
+        for name in files::COPIES {
+            let path = self.dir.join(name);
+            files::write_copy(&path, saved, record).map_err(|source| StateError::Io {
+                action: "write",
+                path,
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The node's id, made at random where there is none.
+    ///
+    /// # Errors
+    /// [`StateError`]
+    pub fn node_id(&self) -> Result<NodeId, StateError> {
+        let path = self.dir.join("node-id");
+        let parse = |text: &str| {
+            text.trim().parse().map_err(|source| StateError::NodeId { path: path.clone(), source })
+        };
+        match std::fs::read_to_string(&path) {
+            Ok(text) => parse(&text),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let mut bytes = [0; 16];
+                getrandom::fill(&mut bytes).map_err(StateError::Randomness)?;
+                let text = hex::encode(bytes);
+                disk::durable::write(&path, format!("{text}\n").as_bytes())
+                    .map_err(|source| StateError::Io { action: "write", path: path.clone(), source })?;
+                parse(&text)
+            }
+            Err(source) => Err(StateError::Io { action: "read", path, source }),
+        }
+    }
+}
+
+fn read_pid(file: &mut File) -> Option<u32> {
+    let mut text = String::new();
+    file.rewind().ok()?;
+    file.take(32).read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
+}
