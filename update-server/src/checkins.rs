@@ -15,6 +15,8 @@ const WAITING_MAX: usize = 20_000;
 #[derive(Debug, Default)]
 pub struct CheckIns {
     waiting: Mutex<HashMap<NodeId, (UpdateCheck, Timestamp)>>,
+    /// Held while writing, so that who flushes before reading finds what another one has taken and not yet written.
+    writing: tokio::sync::Mutex<()>,
 }
 
 impl CheckIns {
@@ -31,11 +33,12 @@ impl CheckIns {
         waiting.len() >= WAITING_MAX
     }
 
-    /// Writes what waits.
+    /// Writes what waits. When it returns, everything that was said before is in the database.
     ///
     /// # Errors
     /// [`StoreError`]; what was not written waits again.
     pub async fn flush(&self, store: &Store) -> Result<(), StoreError> {
+        let _turn = self.writing.lock().await;
         let taken = std::mem::take(&mut *self.waiting());
         if taken.is_empty() {
             return Ok(());

@@ -219,8 +219,9 @@ async fn revoke_token(folder: &Path, name: &str, json: bool) -> Result<Exit> {
     if revoked {
         let entry = Change { actor: "server", action: "token.revoke", subject: name, detail: "" };
         audit::record(&mut change, now, entry).await?;
-        change.commit().await?;
     }
+    // Also where nothing changed: an open change keeps the database from being closed.
+    change.commit().await?;
     store.close().await;
     if json {
         println!("{}", json!({ "schema": SCHEMA, "name": name, "revoked": revoked }));

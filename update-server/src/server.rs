@@ -141,9 +141,15 @@ impl App {
                 Ok(())
             }
         };
-        background.abort();
+        // It ends by itself, and not in the middle of a write.
+        if background.await.is_err() {
+            tracing::error!("the background work had failed");
+        }
         self.flush().await;
-        self.store().close().await;
+        // A transfer that was cut off may still hold a connection; what is committed is on the disk anyway.
+        if tokio::time::timeout(GRACE, self.store().close()).await.is_err() {
+            tracing::warn!("the database was still in use");
+        }
         result
     }
 

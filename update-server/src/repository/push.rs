@@ -277,7 +277,7 @@ impl Repository {
             done.push(("release.withdraw", format!("{version} {arch}")));
         }
         if done.is_empty() {
-            done.push(("targets.renew", "targets".to_owned()));
+            done.push(("targets.push", "no release changed".to_owned()));
         }
         for (action, subject) in &done {
             let detail = format!("targets version {}", targets.version());

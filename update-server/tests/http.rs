@@ -1,0 +1,312 @@
+//! Steps 4, 5 and 12 over HTTP: payloads by range, roles, events, signs of life, and errors in one form.
+
+mod common;
+
+use common::{Client, Server, check, error};
+use jiff::{SignedDuration, Timestamp};
+use protocol::digest::Sha256;
+use protocol::wire::{Event, EventKind, Events, NodeList, NodeShow, SCHEMA, UpdateCheck};
+use reqwest::{Method, StatusCode, header};
+use std::io::{Read as _, Write as _};
+use update_server::auth::{self, Role};
+use update_server::data_dir::create_token;
+
+async fn token(server: &Server, name: &str, role: Role, expires: Option<Timestamp>) -> Client {
+    let text = auth::generate().unwrap();
+    let made = create_token(server.app.store(), name, role, expires, &text, server.now()).await.unwrap();
+    assert!(made);
+    server.client(&text)
+}
+
+/// A megabyte and a bit, in which every place looks different.
+fn payload() -> Vec<u8> {
+    (0..300_000u32).flat_map(u32::to_le_bytes).collect()
+}
+
+async fn upload(server: &Server, bytes: &[u8]) -> String {
+    assert_eq!(server.admin().upload(bytes).await.status(), StatusCode::NO_CONTENT);
+    format!("/v1/payloads/{}", Sha256::of(bytes))
+}
+
+#[tokio::test]
+async fn payloads_by_range() {
+    let server = Server::start().await;
+    let bytes = payload();
+    let path = upload(&server, &bytes).await;
+    let node = server.anybody();
+    let len = bytes.len();
+
+    let whole = node.get(&path).await;
+    assert_eq!(whole.status(), StatusCode::OK);
+    assert_eq!(whole.headers()[header::CONTENT_LENGTH], len.to_string());
+    assert_eq!(whole.headers()[header::ACCEPT_RANGES], "bytes");
+    assert!(whole.headers()[header::CACHE_CONTROL].to_str().unwrap().contains("immutable"));
+    let etag = whole.headers()[header::ETAG].to_str().unwrap().to_owned();
+    assert_eq!(etag, format!("\"{}\"", Sha256::of(&bytes)));
+    assert_eq!(whole.bytes().await.unwrap(), bytes);
+
+    let head = node.request(Method::HEAD, &path).send().await.unwrap();
+    assert_eq!(head.headers()[header::CONTENT_LENGTH], len.to_string());
+    assert_eq!(head.bytes().await.unwrap().len(), 0);
+
+    let range =
+        async |text: &str| node.request(Method::GET, &path).header(header::RANGE, text).send().await.unwrap();
+    for (text, expected) in [
+        ("bytes=0-0", 0..1),
+        ("bytes=0-", 0..len),
+        ("bytes=400000-799999", 400_000..800_000),
+        ("bytes=-5", len - 5..len),
+        ("bytes=1199999-9999999", 1_199_999..len),
+    ] {
+        let part = range(text).await;
+        assert_eq!(part.status(), StatusCode::PARTIAL_CONTENT, "{text}");
+        let content_range = format!("bytes {}-{}/{len}", expected.start, expected.end - 1);
+        assert_eq!(part.headers()[header::CONTENT_RANGE], content_range, "{text}");
+        assert_eq!(part.headers()[header::CONTENT_LENGTH], expected.len().to_string(), "{text}");
+        assert_eq!(part.headers()[header::ETAG], etag, "{text}");
+        assert_eq!(part.bytes().await.unwrap(), bytes[expected], "{text}");
+    }
+    for text in ["bytes=1200000-", "bytes=-0", "bytes=5000000-6000000"] {
+        let refused = range(text).await;
+        assert_eq!(refused.headers()[header::CONTENT_RANGE], format!("bytes */{len}"), "{text}");
+        error(refused, StatusCode::RANGE_NOT_SATISFIABLE).await;
+    }
+    for text in ["bytes=0-1,5-6", "bytes=9-1", "rows=0-1"] {
+        assert_eq!(range(text).await.status(), StatusCode::OK, "{text}: ignored, as RFC 9110 allows");
+    }
+
+    let cached = node.request(Method::GET, &path).header(header::IF_NONE_MATCH, &etag).send().await.unwrap();
+    assert_eq!(cached.status(), StatusCode::NOT_MODIFIED);
+    let of = |tag: &str| {
+        node.request(Method::GET, &path).header(header::RANGE, "bytes=1-2").header(header::IF_RANGE, tag)
+    };
+    assert_eq!(of(&etag).send().await.unwrap().status(), StatusCode::PARTIAL_CONTENT);
+    assert_eq!(of("\"another\"").send().await.unwrap().status(), StatusCode::OK, "another file's range");
+
+    error(node.get("/v1/payloads/../../srv/admin-token").await, StatusCode::NOT_FOUND).await;
+    error(node.get("/v1/payloads/..%2Fadmin-token").await, StatusCode::BAD_REQUEST).await;
+    error(node.get(&format!("/v1/payloads/{}", Sha256::of(b""))).await, StatusCode::NOT_FOUND).await;
+}
+
+#[tokio::test]
+async fn an_upload_is_whole_and_right_or_it_is_not_there() {
+    let server = Server::start().await;
+    let admin = server.admin();
+    let bytes = payload();
+    let path = format!("/v1/payloads/{}", Sha256::of(&bytes));
+    let api = format!("/api{path}");
+    let folder = server.dir.path().join("srv/payloads");
+    let files = || std::fs::read_dir(&folder).unwrap().count();
+
+    let mut wrong = bytes.clone();
+    wrong[600_000] ^= 1;
+    let refused = admin.request(Method::PUT, &api).body(wrong).send().await.unwrap();
+    let body = error(refused, StatusCode::BAD_REQUEST).await;
+    assert!(
+        body.message.contains("expected") && body.message.contains("nothing was stored"),
+        "{}",
+        body.message
+    );
+    assert_eq!((admin.get(&path).await.status(), files()), (StatusCode::NOT_FOUND, 0));
+
+    // Half of what the header announces, then the line goes dead. The server has answered or given up when it has
+    // closed the connection in turn.
+    let (url, token) = (admin.url.clone(), admin.token.clone().unwrap());
+    let (half, request) = (bytes[..500_000].to_vec(), api.clone());
+    tokio::task::spawn_blocking(move || {
+        let mut line = std::net::TcpStream::connect(url.strip_prefix("http://").unwrap()).unwrap();
+        write!(line, "PUT {request} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nContent-Length: 1200000\r\n\r\n")
+            .unwrap();
+        line.write_all(&half).unwrap();
+        line.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut rest = Vec::new();
+        line.read_to_end(&mut rest).unwrap();
+    })
+    .await
+    .unwrap();
+    assert_eq!((admin.get(&path).await.status(), files()), (StatusCode::NOT_FOUND, 0));
+
+    assert_eq!(admin.upload(&bytes).await.status(), StatusCode::NO_CONTENT);
+    assert_eq!(admin.upload(&bytes).await.status(), StatusCode::NO_CONTENT, "again is fine");
+    assert_eq!((admin.get(&path).await.bytes().await.unwrap().to_vec() == bytes, files()), (true, 1));
+    let name = admin.request(Method::PUT, "/api/v1/payloads/admin-token").body("x").send().await.unwrap();
+    error(name, StatusCode::BAD_REQUEST).await;
+}
+
+#[tokio::test]
+async fn who_may_what() {
+    let server = Server::start().await;
+    let soon = server.now().saturating_add(SignedDuration::from_hours(1)).unwrap();
+    let viewer = token(&server, "viewer", Role::Viewer, Some(soon)).await;
+    let publisher = token(&server, "publisher", Role::Publisher, None).await;
+    let admin = server.admin();
+    let payload = format!("/api/v1/payloads/{}", Sha256::of(b""));
+    let all = [
+        (Method::GET, "/api/v1/releases", Role::Viewer),
+        (Method::GET, "/api/v1/channels", Role::Viewer),
+        (Method::GET, "/api/v1/nodes", Role::Viewer),
+        (Method::GET, "/api/v1/nodes/0123456789abcdef0123456789abcdef", Role::Viewer),
+        (Method::GET, "/api/v1/audit", Role::Viewer),
+        (Method::PUT, payload.as_str(), Role::Publisher),
+        (Method::POST, "/api/v1/releases", Role::Publisher),
+        (Method::PUT, "/api/v1/root", Role::Operator),
+        (Method::PUT, "/api/v1/channels/alpha", Role::Operator),
+        (Method::POST, "/api/v1/channels/alpha/promote", Role::Operator),
+    ];
+    for (method, path, needed) in all {
+        let ask = async |client: &Client| client.request(method.clone(), path).send().await.unwrap();
+        let refused = ask(&server.anybody()).await;
+        assert_eq!(refused.headers()[header::WWW_AUTHENTICATE], "Bearer");
+        error(refused, StatusCode::UNAUTHORIZED).await;
+        error(ask(&server.client("flipside_wrong")).await, StatusCode::UNAUTHORIZED).await;
+        for (client, role) in
+            [(&viewer, Role::Viewer), (&publisher, Role::Publisher), (&admin, Role::Operator)]
+        {
+            let status = ask(client).await.status();
+            let forbidden = status == StatusCode::FORBIDDEN;
+            assert_eq!(forbidden, role < needed, "{method} {path} as {role}: {status}");
+            assert_ne!(status, StatusCode::UNAUTHORIZED);
+        }
+    }
+    let basic = server.anybody().request(Method::GET, "/api/v1/audit").basic_auth("admin", Some("x"));
+    error(basic.send().await.unwrap(), StatusCode::UNAUTHORIZED).await;
+
+    server.advance(SignedDuration::from_hours(1));
+    let body = error(viewer.get("/api/v1/audit").await, StatusCode::UNAUTHORIZED).await;
+    assert!(body.message.contains("expired"), "{}", body.message);
+
+    let database = std::fs::read(server.dir.path().join("srv/server.db-wal")).unwrap();
+    let secret = admin.token.unwrap();
+    assert!(!database.windows(secret.len()).any(|w| w == secret.as_bytes()), "tokens are not kept in clear");
+}
+
+fn event(seq: u64, kind: EventKind) -> Event {
+    let at = Timestamp::from_second(1_900_000_000 + i64::try_from(seq).unwrap()).unwrap();
+    Event {
+        seq,
+        at,
+        kind,
+        version: Some("1.1.0".parse().unwrap()),
+        release: None,
+        detail: format!("no. {seq}"),
+    }
+}
+
+#[tokio::test]
+async fn events_are_stored_once_and_outlive_a_restart() {
+    let server = Server::start().await;
+    let node = server.anybody();
+    let id = check("alpha", "1.0.0").node;
+    let send = async |events: &[Event]| {
+        let body = Events { schema: SCHEMA, node: id.clone(), events: events.to_vec() };
+        node.send(Method::POST, "/v1/events", &body).await.status()
+    };
+    let (first, second) = (event(1, EventKind::Staged), event(2, EventKind::Activated));
+    assert_eq!(send(std::slice::from_ref(&first)).await, StatusCode::NO_CONTENT);
+    assert_eq!(
+        send(&[first.clone(), second.clone()]).await,
+        StatusCode::NO_CONTENT,
+        "the first is there already"
+    );
+    assert_eq!(send(&[]).await, StatusCode::NO_CONTENT);
+    // A node that lost its state counts from 1 again, at another time.
+    let mut again = event(1, EventKind::RolledBack);
+    again.at = second.at.saturating_add(SignedDuration::from_hours(1)).unwrap();
+    assert_eq!(send(std::slice::from_ref(&again)).await, StatusCode::NO_CONTENT);
+    let mut huge = event(1, EventKind::Staged);
+    huge.seq = u64::MAX;
+    assert_eq!(send(&[huge]).await, StatusCode::BAD_REQUEST);
+
+    let path = format!("/api/v1/nodes/{id}");
+    let server = server.restart().await;
+    let admin = server.admin();
+    error(admin.get(&path).await, StatusCode::NOT_FOUND).await;
+    admin.check("alpha", "1.0.0").await;
+    let show: NodeShow = admin.read(&path).await;
+    assert_eq!(show.events, [again.clone(), second, first]);
+    assert_eq!(show.node.last_event, Some(again));
+}
+
+#[tokio::test]
+async fn signs_of_life_are_gathered_and_kept() {
+    let server = Server::start().await;
+    let admin = server.admin();
+    let mut said: UpdateCheck = check("alpha", "1.0.0");
+    for n in 0..50u64 {
+        said.node = format!("{n:032x}").parse().unwrap();
+        server.advance(SignedDuration::from_secs(1));
+        assert_eq!(admin.send(Method::POST, "/v1/update-check", &said).await.status(), StatusCode::OK);
+    }
+    let list: NodeList = admin.read("/api/v1/nodes").await;
+    assert_eq!(list.nodes.len(), 50);
+    assert_eq!(list.nodes[0].node, said.node, "newest first");
+    assert_eq!(list.nodes[0].last_seen, server.now());
+    let page: NodeList = admin.read("/api/v1/nodes?skip=48&limit=10").await;
+    assert_eq!(page.nodes, list.nodes[48..]);
+
+    said.version = "1.1.0".parse().unwrap();
+    admin.send(Method::POST, "/v1/update-check", &said).await;
+    let server = server.restart().await;
+    let list: NodeList = server.admin().read("/api/v1/nodes").await;
+    assert_eq!(list.nodes.len(), 50);
+    assert_eq!(list.nodes[0].version, said.version, "written at the end of the server");
+}
+
+#[tokio::test]
+async fn errors_have_one_form() {
+    let server = Server::start().await;
+    let (node, admin) = (server.anybody(), server.admin());
+    let post =
+        async |path: &str, body: String| admin.request(Method::POST, path).body(body).send().await.unwrap();
+    assert_eq!(error(node.get("/nothing").await, StatusCode::NOT_FOUND).await.kind, "not-found");
+    let wrong = node.request(Method::DELETE, "/v1/events").send().await.unwrap();
+    error(wrong, StatusCode::METHOD_NOT_ALLOWED).await;
+    for body in ["", "{", "[]", "{\"schema\":1}", "\u{0}"] {
+        error(post("/v1/update-check", body.to_owned()).await, StatusCode::BAD_REQUEST).await;
+        error(post("/api/v1/releases", body.to_owned()).await, StatusCode::BAD_REQUEST).await;
+    }
+    let mut newer = serde_json::to_value(check("alpha", "1.0.0")).unwrap();
+    newer["field_of_the_future"] = true.into();
+    assert_eq!(post("/v1/update-check", newer.to_string()).await.status(), StatusCode::OK);
+    newer["schema"] = 2.into();
+    let body = error(post("/v1/update-check", newer.to_string()).await, StatusCode::BAD_REQUEST).await;
+    assert!(body.message.contains("schema 2: expected 1"), "{}", body.message);
+    let long = format!("{{\"schema\":1,\"pad\":\"{}\"}}", "x".repeat(1 << 20));
+    let body = error(post("/v1/update-check", long).await, StatusCode::PAYLOAD_TOO_LARGE).await;
+    assert_eq!(body.kind, "too-large");
+    for path in [
+        "/v1/metadata/..%2Fserver.db",
+        "/v1/metadata/server.db",
+        "/v1/targets/../../admin-token",
+        "/v1/targets/%2e%2e/admin-token",
+    ] {
+        error(node.get(path).await, StatusCode::NOT_FOUND).await;
+    }
+    error(node.get("/v1/metadata/%ff").await, StatusCode::BAD_REQUEST).await;
+    error(admin.get("/api/v1/audit?limit=many").await, StatusCode::BAD_REQUEST).await;
+    error(admin.get("/api/v1/nodes/abc").await, StatusCode::BAD_REQUEST).await;
+    assert_eq!(node.get("/healthz").await.status(), StatusCode::OK);
+    assert_eq!(node.get("/readyz").await.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn metadata_is_cached_as_far_as_it_may() {
+    let server = Server::start().await;
+    let operator = server.operator();
+    operator.push_root(&server.admin()).await;
+    let node = server.anybody();
+    for (file, caching) in
+        [("1.root.json", "immutable"), ("1.snapshot.json", "immutable"), ("timestamp.json", "no-cache")]
+    {
+        let path = format!("/v1/metadata/{file}");
+        let answer = node.get(&path).await;
+        assert!(answer.headers()[header::CACHE_CONTROL].to_str().unwrap().contains(caching), "{file}");
+        assert_eq!(answer.headers()[header::CONTENT_TYPE], "application/json");
+        let etag = answer.headers()[header::ETAG].clone();
+        let again =
+            node.request(Method::GET, &path).header(header::IF_NONE_MATCH, etag).send().await.unwrap();
+        assert_eq!(again.status(), StatusCode::NOT_MODIFIED, "{file}");
+    }
+    let missing = node.get("/v1/metadata/2.root.json").await;
+    assert_eq!(missing.headers()[header::CACHE_CONTROL], "no-store", "it may be there in a minute");
+}

@@ -1,0 +1,202 @@
+//! The real program: its commands, its files, and what is left after a kill.
+
+mod common;
+
+use common::{ARCH, Client, Operator, Release, done};
+use jiff::Timestamp;
+use protocol::digest::Sha256;
+use protocol::wire::{ChannelInfo, Decision, Published, ReleaseList};
+use reqwest::{Method, StatusCode};
+use serde_json::Value;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use tempfile::TempDir;
+
+fn command(args: &[&str], srv: &Path) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_update-server"))
+        .args(args)
+        .arg("--data-dir")
+        .arg(srv)
+        .env_remove("RUST_LOG")
+        .output()
+        .unwrap()
+}
+
+fn json(args: &[&str], srv: &Path) -> Value {
+    let output = command(&[args, &["--json"]].concat(), srv);
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    let value: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(value["schema"], 1);
+    value
+}
+
+/// One line on stderr that says what is wrong.
+fn fails(args: &[&str], srv: &Path, saying: &str) {
+    let output = command(args, srv);
+    let line = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{line}");
+    assert!(line.starts_with("update-server: ") && line.trim_end().lines().count() == 1, "{line}");
+    assert!(line.contains(saying), "{line}");
+    assert!(output.stdout.is_empty());
+}
+
+/// A data directory, and the server that runs on it.
+struct Program {
+    dir: TempDir,
+    child: Child,
+    url: String,
+}
+
+impl Program {
+    fn start(dir: TempDir) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_update-server"))
+            .args(["serve", "--listen", "127.0.0.1:0", "--log", "warn", "--data-dir"])
+            .arg(dir.path().join("srv"))
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let url = line.strip_prefix("listening on ").expect("the one line on stdout").trim().to_owned();
+        Self { dir, child, url }
+    }
+
+    fn new() -> Self {
+        let dir = TempDir::new().unwrap();
+        assert!(command(&["init"], &dir.path().join("srv")).status.success());
+        Self::start(dir)
+    }
+
+    fn srv(&self) -> PathBuf {
+        self.dir.path().join("srv")
+    }
+
+    fn client(&self) -> Client {
+        let token = std::fs::read_to_string(self.srv().join("admin-token")).unwrap();
+        Client { http: reqwest::Client::new(), url: self.url.clone(), token: Some(token.trim().to_owned()) }
+    }
+
+    /// Ends it the hard way and starts another on the same folder.
+    fn kill_and_restart(mut self) -> Self {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        Self::start(std::mem::replace(&mut self.dir, TempDir::new().unwrap()))
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+fn mode(path: &Path) -> u32 {
+    std::fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+#[test]
+fn init_makes_a_folder_once() {
+    let dir = TempDir::new().unwrap();
+    let srv = dir.path().join("new/srv");
+    fails(&["serve", "--listen", "127.0.0.1:0"], &srv, "update-server init");
+    let made = json(&["init"], &srv);
+    assert_eq!(made["online_keys"], srv.join("online-keys.pub.json").to_str().unwrap());
+    assert_eq!(mode(&srv.join("admin-token")), 0o600);
+    assert_eq!(mode(&srv.join("online-keys")), 0o700);
+    for key in ["snapshot.pem", "timestamp.pem", "channels.pem"] {
+        assert_eq!(mode(&srv.join("online-keys").join(key)), 0o600);
+    }
+    let token = std::fs::read(srv.join("admin-token")).unwrap();
+    fails(&["init"], &srv, "is a data directory already");
+    assert_eq!(std::fs::read(srv.join("admin-token")).unwrap(), token, "nothing was changed");
+}
+
+#[tokio::test]
+async fn tokens_from_the_command_line() {
+    let program = Program::new();
+    let srv = program.srv();
+    let made = json(&["token", "create", "--name", "ci", "--role", "publisher"], &srv);
+    let mut ci = program.client();
+    ci.token = Some(made["token"].as_str().unwrap().to_owned());
+    assert_eq!(ci.get("/api/v1/releases").await.status(), StatusCode::OK);
+    fails(&["token", "create", "--name", "ci", "--role", "viewer"], &srv, "exists already");
+    fails(&["token", "create", "--name", "a b", "--role", "viewer"], &srv, "not a valid token name");
+    let usage = command(&["token", "create", "--name", "x", "--role", "king"], &srv);
+    assert_eq!(usage.status.code(), Some(2));
+
+    let list = json(&["token", "list"], &srv);
+    let names: Vec<&str> =
+        list["tokens"].as_array().unwrap().iter().map(|t| t["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["admin", "ci"]);
+    assert!(!list.to_string().contains("flipside_"), "a list shows no secret");
+
+    assert_eq!(json(&["token", "revoke", "--name", "ci"], &srv)["revoked"], true);
+    assert_eq!(ci.get("/api/v1/releases").await.status(), StatusCode::UNAUTHORIZED, "at once");
+    assert_eq!(command(&["token", "revoke", "--name", "ci"], &srv).status.code(), Some(3));
+    fails(&["token", "revoke", "--name", "nobody"], &srv, "there is no token nobody");
+}
+
+#[tokio::test]
+async fn one_server_per_folder_and_a_clean_end() {
+    let mut program = Program::new();
+    fails(&["serve", "--listen", "127.0.0.1:0"], &program.srv(), "another update-server runs");
+    let backup = program.dir.path().join("backup.db");
+    let out = backup.to_str().unwrap().to_owned();
+    assert!(json(&["backup", "--out", &out], &program.srv())["bytes"].as_u64().unwrap() > 0);
+    fails(&["backup", "--out", &out], &program.srv(), "expected a new file");
+    assert!(std::fs::read(&backup).unwrap().starts_with(b"SQLite format 3"));
+
+    let pid = program.child.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    assert_eq!(program.child.wait().unwrap().code(), Some(0));
+}
+
+#[tokio::test]
+async fn killed_at_any_point_it_goes_on_where_it_was() {
+    let program = Program::new();
+    let mut operator = Operator::new(&program.srv(), Timestamp::now());
+    operator.push_root(&program.client()).await;
+
+    // In the middle of an upload.
+    let release = Release::new("1.1.0", None);
+    let path = format!("/api/v1/payloads/{}", Sha256::of(&release.payload));
+    let client = program.client();
+    let mut line = std::net::TcpStream::connect(client.url.strip_prefix("http://").unwrap()).unwrap();
+    let (token, half) = (client.token.unwrap(), release.payload.len() / 2);
+    write!(
+        line,
+        "PUT {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nContent-Length: {}\r\n\r\n",
+        release.payload.len()
+    )
+    .unwrap();
+    line.write_all(&release.payload[..half]).unwrap();
+    let program = program.kill_and_restart();
+    // A kill may come before the file is made; so that there is one in every run:
+    std::fs::write(program.srv().join("payloads/.upload-left"), b"half").unwrap();
+    let program = program.kill_and_restart();
+    assert_eq!(std::fs::read_dir(program.srv().join("payloads")).unwrap().count(), 0);
+    let push = operator.sign(&[release.add()]).0;
+    let client = program.client();
+    let refused = client.send(Method::POST, "/api/v1/releases", &push).await;
+    assert_eq!(refused.status(), StatusCode::CONFLICT, "the payload is not there");
+
+    // Between the upload and the release.
+    assert_eq!(client.upload(&release.payload).await.status(), StatusCode::NO_CONTENT);
+    let program = program.kill_and_restart();
+    let client = program.client();
+    assert!(client.read::<ReleaseList>("/api/v1/releases").await.releases.is_empty());
+    let push = operator.push(&[release.add()]);
+    let _: Published = done(client.send(Method::POST, "/api/v1/releases", &push).await).await;
+
+    // Right after each change was acknowledged.
+    let program = program.kill_and_restart();
+    let _: ChannelInfo = done(program.client().set_channel("alpha", "1.1.0").await).await;
+    let program = program.kill_and_restart();
+    let client = program.client();
+    assert_eq!(client.check("alpha", "1.0.0").await.decision, Decision::Update);
+    let seen = common::node_sees(&client, &operator.root, "alpha", Timestamp::now()).await.unwrap();
+    assert_eq!(seen, ["1.1.0"], "for {ARCH}");
+}
