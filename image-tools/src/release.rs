@@ -24,7 +24,7 @@ const OUTPUT_SCHEMA: u32 = 1;
 #[derive(Debug, Subcommand)]
 pub(crate) enum ReleaseCommand {
     /// Build a release folder from images
-    Build(BuildArgs),
+    Build(Box<BuildArgs>),
     /// Show what a release folder holds
     Inspect {
         /// The release folder

@@ -67,12 +67,13 @@ impl<'a> Worker<'a> {
         let mut stored = job.stored.as_slice();
         let unread = work.unread();
         let mut position = 0;
-        for i in 0..work.chunks.len() {
+        for (i, unread) in unread.into_iter().enumerate() {
             let at = position..position + work.chunks[i].len as usize;
             position = at.end;
-            let outcome = match unread[i] {
-                true => Outcome::Unread,
-                false => work.chunk(i, at.clone(), &mut self.buf, &mut self.decoder, &mut stored)?,
+            let outcome = if unread {
+                Outcome::Unread
+            } else {
+                work.chunk(i, at.clone(), &mut self.buf, &mut self.decoder, &mut stored)?
             };
             if matches!(outcome, Outcome::Stale) {
                 self.round.lock().stale.push(plan.first_chunk + i);
