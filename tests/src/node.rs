@@ -10,6 +10,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 /// A machine: what it booted is what its loader last said.
 #[derive(Debug)]
@@ -137,6 +138,24 @@ impl<'w> Node<'w> {
     pub fn status(&self) -> Result<Status> {
         let said = self.updatectl(&["status", "--json"])?.ok()?;
         serde_json::from_value(said.json()?).with_context(|| format!("not a status: {said}"))
+    }
+
+    /// Waits until the status says that a running engine has taken in so many bytes of payload: what a line
+    /// delivered may still be in the kernel's buffers.
+    ///
+    /// # Errors
+    /// Where that does not happen within two minutes.
+    pub fn wait_downloaded(&self, bytes: u64) -> Result<()> {
+        let limit = Instant::now() + Duration::from_secs(120);
+        loop {
+            let progress = self.status()?.progress;
+            if progress.bytes_downloaded >= bytes {
+                return Ok(());
+            }
+            if Instant::now() > limit {
+                bail!("{bytes} bytes were delivered, the status says {progress:?}");
+            }
+        }
     }
 
     /// Runs `updatectl` on the node.

@@ -10,8 +10,12 @@ use std::path::PathBuf;
 const FILES: usize = 3 << 20;
 /// Length of an image.
 pub const IMAGE: u64 = 8 << 20;
+/// Arguments of `image-tools disk create` that keep the other partitions small.
+pub const DISK: &[&str] = &["--esp-size", "2M", "--boot-size", "4M", "--state-size", "2M"];
 /// Length of a root partition.
 pub const SLOT: &str = "12M";
+/// The same in the world of [`Small::large`].
+const LARGE_SLOT: &str = "44M";
 
 /// A world where 1.0.0 runs and `alpha` holds 1.1.0.
 #[derive(Debug)]
@@ -26,6 +30,8 @@ pub struct Small {
     pub v2: PathBuf,
     /// The release 1.1.0.
     pub release: Release,
+    /// Length of the images.
+    pub size: u64,
 }
 
 impl Small {
@@ -36,7 +42,7 @@ impl Small {
     pub fn new() -> Result<Self> {
         let old = Tree::generate(11, FILES);
         let new = old.updated(12, 20);
-        Self::with_trees(&old, new)
+        Self::with_trees(&old, new, IMAGE)
     }
 
     /// The same with a 1.1.0 that shares nothing with 1.0.0, so that all of it must be fetched.
@@ -44,17 +50,25 @@ impl Small {
     /// # Errors
     /// Where a program fails.
     pub fn all_new() -> Result<Self> {
-        Self::with_trees(&Tree::generate(13, FILES), Tree::generate(14, FILES))
+        Self::with_trees(&Tree::generate(13, FILES), Tree::generate(14, FILES), IMAGE)
     }
 
-    fn with_trees(old: &Tree, new: Tree) -> Result<Self> {
+    /// The same, of many segments, for tests of how a download goes on.
+    ///
+    /// # Errors
+    /// Where a program fails.
+    pub fn large() -> Result<Self> {
+        Self::with_trees(&Tree::generate(15, FILES), Tree::generate(16, 10 * FILES), 5 * IMAGE)
+    }
+
+    fn with_trees(old: &Tree, new: Tree, size: u64) -> Result<Self> {
         let world = World::new()?;
         let v1 = world.folder().join("v1.img");
         let v2 = world.folder().join("v2.img");
-        old.write_image(&v1, IMAGE, Kind::Bytes)?;
-        new.write_image(&v2, IMAGE, Kind::Bytes)?;
+        old.write_image(&v1, size, Kind::Bytes)?;
+        new.write_image(&v2, size, Kind::Bytes)?;
         let release = world.publish("1.1.0", &v2, "alpha", FAST)?;
-        Ok(Self { world, tree: new, v1, v2, release })
+        Ok(Self { world, tree: new, v1, v2, release, size })
     }
 
     /// A further release, with some files of the last one changed, on `alpha`.
@@ -63,7 +77,7 @@ impl Small {
     /// Where a program fails.
     pub fn publish_next(&self, version: &str, seed: u64) -> Result<(Release, PathBuf)> {
         let image = self.world.folder().join(format!("{version}.img"));
-        self.tree.updated(seed, 20).write_image(&image, IMAGE, Kind::Bytes)?;
+        self.tree.updated(seed, 20).write_image(&image, self.size, Kind::Bytes)?;
         let release = self.world.publish(version, &image, "alpha", FAST)?;
         Ok((release, image))
     }
@@ -74,8 +88,8 @@ impl Small {
         Setup {
             root: &self.v1,
             version: "1.0.0",
-            slot_size: SLOT,
-            disk_arguments: &[],
+            slot_size: if self.size == IMAGE { SLOT } else { LARGE_SLOT },
+            disk_arguments: DISK,
             channel: "alpha",
             config: "",
         }

@@ -6,7 +6,7 @@ use protocol::status::StateName;
 use tests::blockdev::LoopDevice;
 use tests::images::text;
 use tests::node::{Node, Setup};
-use tests::small::{FAST, SLOT, Small};
+use tests::small::{DISK, FAST, Small};
 use tests::world::path;
 
 /// `sgdisk -v` finds nothing wrong; a machine that runs all tests has it.
@@ -70,7 +70,8 @@ fn a_file() {
 #[test]
 fn a_file_with_sectors_of_4096_bytes() {
     let small = Small::new().unwrap();
-    let setup = Setup { disk_arguments: &["--sector-size", "4096"], ..small.setup() };
+    let disk_arguments = [DISK, &["--sector-size", "4096"]].concat();
+    let setup = Setup { disk_arguments: &disk_arguments, ..small.setup() };
     let mut node = Node::new(&small.world, "node", small.world.address(), &setup).unwrap();
     node.engine(&[]).unwrap().ok().unwrap();
     node.compare(Slot::B, "root", &small.v2).unwrap();
@@ -95,7 +96,8 @@ fn on_a_loop_device(sector_size: u32) {
     }
     let small = Small::new().unwrap();
     let size = sector_size.to_string();
-    let setup = Setup { disk_arguments: &["--sector-size", &size], ..small.setup() };
+    let disk_arguments = [DISK, &["--sector-size", &size]].concat();
+    let setup = Setup { disk_arguments: &disk_arguments, ..small.setup() };
     let mut node = Node::new(&small.world, "node", small.world.address(), &setup).unwrap();
     let device = LoopDevice::attach(&node.disk, sector_size).unwrap();
     node.disk = device.path().to_owned();
@@ -124,7 +126,7 @@ fn a_release_with_a_boot_partition() {
     more.extend_from_slice(FAST);
     let release = small.world.publish("1.2.0", &small.v2, "alpha", &more).unwrap();
     assert_eq!(release.manifest.partitions.len(), 2);
-    let disk_arguments = ["--boot", path(&boot1).unwrap(), "--boot-size", "4M"];
+    let disk_arguments = [DISK, &["--boot", path(&boot1).unwrap()]].concat();
     let setup = Setup { disk_arguments: &disk_arguments, ..small.setup() };
     let mut node = Node::new(&small.world, "node", small.world.address(), &setup).unwrap();
     node.compare(Slot::A, "boot", &boot1).unwrap();
@@ -330,8 +332,8 @@ fn every_verb_prints_json_with_a_schema() {
     let documents = [
         world.updatectl(&["release", "list", "--json"]),
         world.updatectl(&["channel", "list", "--json"]),
-        world.updatectl(&["channel", "set", "alpha", "1.1.0", "--json"]),
         world.updatectl(&["channel", "promote", "alpha", "beta", "--json"]),
+        world.updatectl(&["channel", "set", "stable", "1.1.0", "--json"]),
         world.updatectl(&["node", "list", "--json"]),
         world.image_tools(&["release", "inspect", folder, "--json"]),
         world.image_tools(&["disk", "show", disk, "--json"]),
@@ -346,8 +348,7 @@ fn every_verb_prints_json_with_a_schema() {
 #[test]
 fn a_slot_size_that_does_not_fit_is_said_before_the_first_byte() {
     let small = Small::new().unwrap();
-    let setup = Setup { slot_size: SLOT, ..small.setup() };
-    let node = Node::new(&small.world, "node", small.world.address(), &setup).unwrap();
+    let node = small.node("node", small.world.address()).unwrap();
     let large = small.world.folder().join("large.img");
     small.tree.write_image(&large, 16 << 20, tests::images::Kind::Bytes).unwrap();
     small.world.publish("1.2.0", &large, "alpha", FAST).unwrap();

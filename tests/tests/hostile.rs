@@ -21,7 +21,10 @@ struct Scene {
 
 impl Scene {
     fn new() -> Self {
-        let small = Small::all_new().unwrap();
+        Self::with(Small::all_new().unwrap())
+    }
+
+    fn with(small: Small) -> Self {
         let proxy = Proxy::start(small.world.address()).unwrap();
         Self { small, proxy }
     }
@@ -186,7 +189,7 @@ fn a_wrong_byte_in_the_data_is_refused() {
         None if request.is_payload() => Action::Flip(head + 1000),
         _ => Action::Forward,
     });
-    assert!(failed.stderr.contains("sha256") || failed.stderr.contains("digest"), "{failed}");
+    assert!(failed.stderr.contains("is not what the index says"), "{failed}");
 }
 
 #[test]
@@ -248,7 +251,7 @@ fn nothing_listens() {
 
 #[test]
 fn a_killed_engine_fetches_only_the_rest() {
-    let scene = Scene::new();
+    let scene = Scene::with(Small::large().unwrap());
     let node = scene.node();
     let whole = scene.small.release.payload().unwrap().size;
     node.configure(&scene.proxy.address(), "alpha", "").unwrap();
@@ -258,6 +261,7 @@ fn a_killed_engine_fetches_only_the_rest() {
     });
     let mut engine = node.start_engine(&[]).unwrap();
     scene.proxy.wait_for_stall().unwrap();
+    node.wait_downloaded(scene.proxy.payload_bytes()).unwrap();
     engine.kill().unwrap();
     engine.wait().unwrap();
     assert_eq!(node.open_disk().unwrap().select().map(|(slot, _)| slot), Some(Slot::A));
@@ -266,5 +270,5 @@ fn a_killed_engine_fetches_only_the_rest() {
     node.engine(&[]).unwrap().ok().unwrap();
     node.compare(Slot::B, "root", &scene.small.v2).unwrap();
     let again = scene.proxy.payload_bytes();
-    assert!(again < whole / 2, "{again} of {whole} bytes were fetched after 90 % had come");
+    assert!(again < whole * 3 / 10, "{again} of {whole} bytes were fetched after 90 % had come");
 }

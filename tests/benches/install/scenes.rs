@@ -181,6 +181,7 @@ impl Stage {
         });
         let mut engine = bench.node.start_engine(&[])?;
         proxy.wait_for_stall()?;
+        bench.node.wait_downloaded(proxy.payload_bytes())?;
         engine.kill()?;
         engine.wait()?;
         drop_caches()?;

@@ -86,9 +86,9 @@ impl Http {
 
     async fn get(&self, base: &Url, name: &str, limit: u64) -> Result<Option<Vec<u8>>, RepositoryError> {
         let failed = |error: reqwest::Error| RepositoryError::transport_with_source("no answer", error);
-        let url = base
-            .join(&format!("./{name}"))
-            .map_err(|error| RepositoryError::transport_with_source(format!("{name:?} is no address"), error))?;
+        let url = base.join(&format!("./{name}")).map_err(|error| {
+            RepositoryError::transport_with_source(format!("{name:?} is no address"), error)
+        })?;
         let mut answer = self.client.get(url.clone()).send().await.map_err(failed)?;
         match answer.status() {
             status if status.is_success() => {}
@@ -114,7 +114,8 @@ impl Repository for Http {
 
     fn fetch_target<'a>(&'a self, path: &'a str, max_length: u64) -> FetchFuture<'a> {
         Box::pin(async move {
-            let base = self.targets.as_ref().ok_or_else(|| RepositoryError::transport("no --target-base-url"))?;
+            let base =
+                self.targets.as_ref().ok_or_else(|| RepositoryError::transport("no --target-base-url"))?;
             self.get(base, path, max_length).await
         })
     }

@@ -173,6 +173,7 @@ impl<'w> Scene<'w> {
         drop(self.proxy.take_seen());
         let mut engine = self.node.start_engine(&[])?;
         self.proxy.wait_for_stall()?;
+        self.node.wait_downloaded(self.proxy.payload_bytes())?;
         engine.kill()?;
         let killed = engine.wait()?;
         ensure!(killed.signal == Some(9), "the engine ended by itself: {killed}");
