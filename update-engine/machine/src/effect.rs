@@ -11,7 +11,7 @@ use protocol::wire;
 pub enum Effect {
     /// Make this record durable. On failure: [`crate::Event::SaveFailed`], and the rest of the batch is dropped.
     Save(Box<Record>),
-    /// Drop the evidence of a staged slot, if there is any.
+    /// Drop the evidence of a staged slot, if there is any. A running [`Operation::Activate`] has taken it already.
     Discard,
     /// Stop the running operation as soon as it can; its event still comes.
     Abort,

@@ -43,6 +43,8 @@ pub struct Policy {
     pub health_deadline_s: u32,
     /// Seconds until health is judged again when it failed and there is no slot to fall back to.
     pub rejudge_s: u32,
+    /// Judgements in a row that come to nothing before that counts as a failure.
+    pub judgements_max: u32,
     /// Seconds between checks.
     pub poll_interval_s: u32,
     /// The most by which an interval differs from [`Self::poll_interval_s`], either way, in seconds.
@@ -84,6 +86,7 @@ impl Default for Policy {
             tries: 3,
             health_deadline_s: 300,
             rejudge_s: 10 * 60,
+            judgements_max: 3,
             poll_interval_s: 45 * 60,
             poll_jitter_s: 5 * 60,
             first_check_s: 60,

@@ -136,6 +136,8 @@ pub(crate) struct Run {
     pub(crate) rollback_wanted: bool,
     pub(crate) undo_wanted: bool,
     pub(crate) verdict: Option<Exit>,
+    /// The partition table was changed in this run.
+    pub(crate) changed: bool,
     pub(crate) finished: Option<Exit>,
     pub(crate) progress: Progress,
     pub(crate) note: String,

@@ -213,7 +213,7 @@ impl Turn {
         let reason = match opening(&self.state.policy, self.now) {
             Opening::Open => return Some(()),
             Opening::At(at) => {
-                self.wait_until(at);
+                self.wake(at);
                 format!("the next window opens at {at}")
             }
             Opening::Never => "no window is configured".to_owned(),

@@ -23,7 +23,7 @@ impl Turn {
             return None;
         }
         if !self.state.run.once {
-            let at = self.next_check()?;
+            let at = self.state.run.next_check?;
             if self.wait_until(at) {
                 return None;
             }
@@ -68,6 +68,10 @@ impl Turn {
     }
 
     fn note_check(&mut self, result: &str) {
+        // With an update to install, whether all went well is known only when it is staged.
+        if !matches!(result, "update" | "failed") {
+            self.state.run.failures = 0;
+        }
         self.state.record.last_check = Some(LastCheck { at: self.now, result: result.to_owned() });
     }
 

@@ -9,9 +9,6 @@ use protocol::slot::{Attributes, Slot};
 use protocol::status::Exit;
 use protocol::wire::EventKind;
 
-/// Judgements in a row that came to nothing before that counts as a failure.
-const UNKNOWN_MAX: u32 = 3;
-
 impl Turn {
     /// What runs next while the running slot is not successful: nothing but its confirmation, or the way back.
     pub(super) fn decide_unconfirmed(
@@ -47,7 +44,7 @@ impl Turn {
             Health::Unknown(why) => {
                 self.state.run.unknown_judgements += 1;
                 let detail = format!("the health of the running release could not be judged: {why}");
-                if self.state.run.unknown_judgements >= UNKNOWN_MAX {
+                if self.state.run.unknown_judgements >= self.state.policy.judgements_max {
                     return self.confirmation_failed(&detail);
                 }
                 self.fail(&detail);
@@ -85,15 +82,6 @@ impl Turn {
         self.state.run.judgement = Judgement::Again(at);
     }
 
-    /// The running slot is successful on the disk.
-    pub(super) fn marked_good(&mut self) {
-        if self.slots().is_some_and(|(_, _, running_is, _)| running_is.successful()) {
-            self.complete_confirmation();
-        } else {
-            self.doubt("the running slot was marked good, but the table does not say so", 1);
-        }
-    }
-
     /// Records a confirmation that is on the disk.
     pub(super) fn complete_confirmation(&mut self) {
         let Some((running, ..)) = self.slots() else { return };
@@ -116,6 +104,13 @@ impl Turn {
         };
         if let Some(from) = rollback {
             self.quarantine(&from, &format!("rolled back to {} on request", content.version));
+            // What was gone back from stays bootable only where nothing could keep it from being installed again.
+            let left = self.state.record.slots.get_mut(running.other());
+            if let Some(left) =
+                left.as_mut().filter(|left| left.digest.is_some() && left.digest == from.digest)
+            {
+                left.condemned = true;
+            }
         } else {
             self.state.record.rolled_back = None;
         }

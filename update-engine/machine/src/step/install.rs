@@ -78,6 +78,7 @@ impl Turn {
         update.stage = Stage::Staged;
         let release = update.offer.release.clone();
         self.close_attempt(release.digest);
+        self.state.run.failures = 0;
         self.state.record.rolled_back = None;
         self.tell_release(EventKind::Staged, &release, "");
         self.note(format!("{} is staged in slot {target}", release.version));

@@ -9,7 +9,7 @@ mod operator;
 mod schedule;
 
 use crate::effect::{Effect, Operation, Reply};
-use crate::event::{Event, Failure, Permit};
+use crate::event::{Event, Failure, FailureKind, Permit};
 use crate::queue::About;
 use crate::record::{PerSlot, Release};
 use crate::state::{LastBatch, Stage, State};
@@ -105,15 +105,21 @@ impl Turn {
 
     /// A table operation was done: keep the attributes, then what follows from it.
     fn table_changed(&mut self, operation: &Operation, attributes: PerSlot<Attributes>, abandoned: bool) {
-        self.state.run.table_failures = 0;
         if let Some(facts) = &mut self.state.run.facts {
             facts.attributes = attributes;
         }
+        if !achieved(operation, &attributes) {
+            let detail =
+                format!("{operation:?} was reported as done, but the table does not say so: {attributes:?}");
+            return self.table_failed(operation, &Failure::new(FailureKind::Node, detail));
+        }
+        self.state.run.table_failures = 0;
+        self.state.run.changed = true;
         match operation {
             Operation::Invalidate { .. } => self.invalidated(abandoned),
             Operation::Activate { .. } | Operation::Revert { .. } => self.activated(),
             Operation::Deactivate { .. } | Operation::Restore { .. } => self.deactivated(),
-            Operation::MarkGood { .. } => self.marked_good(),
+            Operation::MarkGood { .. } => self.complete_confirmation(),
             _ => {}
         }
     }
@@ -258,7 +264,11 @@ impl Turn {
             effects.push(Effect::Run(operation));
         }
         if finish {
-            let exit = run.verdict.unwrap_or(Exit::NothingToDo);
+            let exit = match run.verdict.unwrap_or(Exit::NothingToDo) {
+                // Nothing new, but what an earlier run had left undone was done.
+                Exit::NothingToDo if run.changed => Exit::Done,
+                exit => exit,
+            };
             run.finished = Some(exit);
             effects.push(Effect::Finish(exit));
         }
@@ -306,4 +316,26 @@ const fn changes_table(operation: &Operation) -> bool {
             | Operation::MarkGood { .. }
             | Operation::Condemn { .. }
     )
+}
+
+/// Whether the table says what this operation was to make it say.
+fn achieved(operation: &Operation, attributes: &PerSlot<Attributes>) -> bool {
+    match operation {
+        Operation::Invalidate { target }
+        | Operation::Deactivate { target }
+        | Operation::Condemn { slot: target } => {
+            let is = *attributes.get(*target);
+            is == is.invalidated()
+        }
+        Operation::Activate { target, .. } | Operation::Revert { target, .. } => {
+            let (is, running_is) = (attributes.get(*target), attributes.get(target.other()));
+            is.bootable() && is.priority() > running_is.priority()
+        }
+        Operation::Restore { target } => {
+            let (is, running_is) = (attributes.get(*target), attributes.get(target.other()));
+            is.successful() && is.priority() < running_is.priority()
+        }
+        Operation::MarkGood { slot } => attributes.get(*slot).successful(),
+        _ => true,
+    }
 }

@@ -12,6 +12,13 @@ impl Turn {
         if self.state.run.facts.is_none() {
             return self.reply(false, "the engine has not started yet");
         }
+        let in_doubt =
+            self.state.run.probe_at.is_some() || self.state.run.operation == Some(Operation::Probe);
+        if in_doubt
+            && matches!(command, Command::Cancel | Command::Rollback | Command::MarkGood | Command::Reboot)
+        {
+            return self.reply(false, "the state of the slots must be read again first; try again shortly");
+        }
         match command {
             Command::Check => self.check_now(false),
             Command::Update { force_retry } => self.check_now(force_retry),

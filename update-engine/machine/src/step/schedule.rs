@@ -14,14 +14,20 @@ impl Turn {
         later(self.now, seconds)
     }
 
-    /// Whether this time has yet to come; if so, the driver wakes the machine then.
+    /// Whether this time has yet to come; if so, the driver wakes the machine then. A time further away than any
+    /// wait can be was noted before the clock was set back, and counts as come.
     pub(super) fn wait_until(&mut self, at: Timestamp) -> bool {
-        if at <= self.now {
+        if at <= self.now || at > self.after(longest_wait(&self.state.policy)) {
             return false;
         }
+        self.wake(at);
+        true
+    }
+
+    /// Has the driver wake the machine at this time, or earlier.
+    pub(super) fn wake(&mut self, at: Timestamp) {
         let wake = &mut self.state.run.wake_at;
         *wake = Some(wake.map_or(at, |known| known.min(at)));
-        true
     }
 
     /// A number below `bound`, from the seed.
@@ -46,7 +52,6 @@ impl Turn {
 
     /// The next check after one that went well: the server's wish within bounds, else the interval.
     pub(super) fn schedule_check(&mut self, retry_after_s: Option<u64>) {
-        self.state.run.failures = 0;
         let wait = match retry_after_s {
             Some(wish) => self.bounded(wish),
             None => self.interval(),
@@ -74,19 +79,21 @@ impl Turn {
         let (interval, jitter) = (u64::from(policy.poll_interval_s), u64::from(policy.poll_jitter_s));
         interval.saturating_sub(jitter) + self.random(2 * jitter + 1)
     }
-
-    /// When to check next. A clock that was set back must not put the next check off by more than the longest wait.
-    pub(super) fn next_check(&mut self) -> Option<Timestamp> {
-        let longest = longest_wait(&self.state.policy);
-        let latest = self.after(longest);
-        self.state.run.next_check = self.state.run.next_check.map(|at| at.min(latest));
-        self.state.run.next_check
-    }
 }
 
+/// The longest wait that this policy leads to, in seconds; windows aside.
 fn longest_wait(policy: &Policy) -> u64 {
     let interval = u64::from(policy.poll_interval_s) + u64::from(policy.poll_jitter_s);
-    interval.max(policy.retry_after_max_s.into()).max(policy.backoff_max_s.into())
+    let others = [
+        policy.retry_after_max_s,
+        policy.retry_after_min_s,
+        policy.backoff_max_s,
+        policy.first_check_s,
+        policy.rejudge_s,
+        policy.permit_retry_s,
+        policy.reboot_retry_s,
+    ];
+    others.into_iter().map(u64::from).fold(interval, u64::max)
 }
 
 fn later(at: Timestamp, seconds: u64) -> Timestamp {

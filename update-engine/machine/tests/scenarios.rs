@@ -1,0 +1,409 @@
+//! One short story per rule, in the words of `docs/machine.md`.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod world;
+
+use machine::{Clear, Command, FailureKind, Flip, Mode, Operation, Strategy, Waiting};
+use protocol::slot::Slot;
+use protocol::status::{Exit, StateName};
+use protocol::wire::EventKind;
+use world::server::{Quality, Server};
+use world::{Action, End, World, check};
+
+use Quality::{Corrupt, Good, Hangs, Sick, Unloadable};
+
+/// A node on release 0 whose channel points at release 1.
+fn offered(strategy: Strategy, mode: Mode, qualities: &[Quality]) -> World {
+    let mut all = vec![Good];
+    all.extend(qualities);
+    let mut world = World::new(strategy, mode, Server::new(&all));
+    world.server.channel = Some(1);
+    world
+}
+
+fn daemon(strategy: Strategy, qualities: &[Quality]) -> World {
+    offered(strategy, Mode::Daemon, qualities)
+}
+
+fn state(world: &World) -> StateName {
+    machine::status(world.state().unwrap(), &world::identity()).state
+}
+
+/// Lets operations end well, and time pass, until this one runs.
+fn until(world: &mut World, wanted: impl Fn(&Operation) -> bool) {
+    for _ in 0..60 {
+        match world.operation() {
+            Some(operation) if wanted(&operation) => return,
+            Some(_) => world.finish(End::Well).unwrap(),
+            None => world.pass(60).unwrap(),
+        }
+    }
+    panic!("it never runs; the log: {:#?}", world.log);
+}
+
+/// Lets operations end well until nothing runs, or the pass is over.
+fn rest(world: &mut World) {
+    for _ in 0..60 {
+        if world.operation().is_some() {
+            world.finish(End::Well).unwrap();
+        } else if world.state().is_some() && world.mode == Mode::Once {
+            world.act(&Action::Report(Some(true))).unwrap();
+        } else {
+            return;
+        }
+    }
+    panic!("it never rests; the log: {:#?}", world.log);
+}
+
+fn reply(world: &mut World, command: Command) -> String {
+    world.act(&Action::Operator(command)).unwrap();
+    world.log.iter().rev().find(|line| line.contains("Reply")).unwrap().clone()
+}
+
+fn events(world: &World) -> Vec<EventKind> {
+    world.record().events.iter().map(|event| event.kind).collect()
+}
+
+#[test]
+fn one_pass_stages_and_activates_the_next_confirms_the_third_has_nothing_to_do() {
+    let mut world = offered(Strategy::Off, Mode::Once, &[Good]);
+    world.reboot_allowed = false;
+    rest(&mut world);
+    assert_eq!(world.exit, Some(Exit::Done));
+    assert!(world.table.b.bootable() && !world.table.b.successful());
+    world.start().unwrap();
+    rest(&mut world);
+    assert_eq!(world.exit, Some(Exit::NothingToDo), "it waits for the reboot");
+    world.boot().unwrap();
+    assert_eq!(world.booted, Slot::B);
+    rest(&mut world);
+    assert_eq!(world.exit, Some(Exit::Done));
+    assert!(check::confirmed_on(&world, 1));
+    world.start().unwrap();
+    rest(&mut world);
+    assert_eq!(world.exit, Some(Exit::NothingToDo));
+}
+
+#[test]
+fn one_pass_ends_as_failed_deferred_or_refused() {
+    let mut world = offered(Strategy::Off, Mode::Once, &[Corrupt]);
+    rest(&mut world);
+    assert_eq!(world.exit, Some(Exit::Failed));
+    world.server.hold = true;
+    world.start().unwrap();
+    rest(&mut world);
+    assert_eq!(world.exit, Some(Exit::Deferred));
+    world.server.hold = false;
+    world.server.online = false;
+    world.start().unwrap();
+    rest(&mut world);
+    assert_eq!(world.exit, Some(Exit::Failed));
+    world.server.online = true;
+    for _ in 0..world.policy.attempts_max {
+        world.start().unwrap();
+        rest(&mut world);
+    }
+    assert_eq!(world.exit, Some(Exit::Refused), "its attempts are used up");
+}
+
+#[test]
+fn a_release_that_hangs_is_quarantined_before_its_slot_is_zeroed_and_refused_after() {
+    for quality in [Hangs, Unloadable] {
+        let mut world = offered(Strategy::Immediate, Mode::Once, &[quality]);
+        until(&mut world, |operation| matches!(operation, Operation::Reboot));
+        world.finish(End::Well).unwrap();
+        assert_eq!((world.booted, world.operation()), (Slot::A, Some(Operation::Condemn { slot: Slot::B })));
+        let digest = world.server.release(1).digest;
+        assert!(world.record().quarantined(&digest).is_some());
+        // Cut off between the two, it is finished at the next start.
+        world.start().unwrap();
+        assert_eq!(world.operation(), Some(Operation::Condemn { slot: Slot::B }));
+        world.boot().unwrap();
+        rest(&mut world);
+        assert_eq!(world.table.b, world.table.b.invalidated());
+        world.start().unwrap();
+        rest(&mut world);
+        assert_eq!(world.exit, Some(Exit::Refused));
+        assert_eq!(world.record().rolled_back.unwrap().digest, Some(digest));
+    }
+}
+
+#[test]
+fn a_release_that_is_sick_is_left_for_the_fallback_and_the_pass_fails() {
+    let mut world = offered(Strategy::Off, Mode::Once, &[Sick]);
+    world.reboot_allowed = false;
+    rest(&mut world);
+    world.boot().unwrap();
+    assert_eq!(world.booted, Slot::B);
+    rest(&mut world);
+    assert_eq!(world.exit, Some(Exit::Failed));
+    assert_eq!(world.table.b, world.table.b.invalidated());
+    world.boot().unwrap();
+    assert_eq!(world.booted, Slot::A);
+    let told: Vec<_> = world.ledger.stored.values().map(|event| event.kind).collect();
+    assert!(told.contains(&EventKind::RolledBack), "{told:?}");
+}
+
+#[test]
+fn a_crash_before_the_flip_is_not_a_failed_boot_and_one_after_it_is_seen() {
+    let activates = |operation: &Operation| matches!(operation, Operation::Activate { .. });
+    let mut world = daemon(Strategy::Off, &[Good]);
+    until(&mut world, activates);
+    assert_eq!(world.record().intent.unwrap().flip, Flip::Activating);
+    world.finish(End::PowerCut).unwrap();
+    assert_eq!((world.booted, world.record().intent), (Slot::A, None));
+    assert!(world.record().quarantine.is_empty());
+    until(&mut world, activates);
+    world.finish(End::DoneButKilled).unwrap();
+    assert_eq!(world.record().intent.unwrap().flip, Flip::Activated, "the same boot: it waits for the next");
+    world.boot().unwrap();
+    rest(&mut world);
+    assert!(check::confirmed_on(&world, 1));
+}
+
+#[test]
+fn staged_and_killed_the_slot_is_not_trusted_but_installed_again() {
+    let mut world = daemon(Strategy::Off, &[Good]);
+    until(&mut world, |operation| matches!(operation, Operation::Activate { .. }));
+    world.finish(End::Killed).unwrap();
+    until(&mut world, |operation| matches!(operation, Operation::ReadBack { .. }));
+    let attempt = world.record().attempt(&world.server.release(1).digest).cloned().unwrap();
+    assert_eq!((attempt.failed, attempt.interrupted), (0, 0), "being staged ended the first attempt");
+}
+
+#[test]
+fn a_newer_release_takes_the_place_of_one_that_waits_for_its_boot() {
+    let mut world = daemon(Strategy::Off, &[Good, Good]);
+    rest_after_activation(&mut world);
+    world.server.channel = Some(2);
+    world.act(&Action::Operator(Command::Check)).unwrap();
+    until(&mut world, |operation| matches!(operation, Operation::Deactivate { .. }));
+    assert_eq!(world.record().intent.unwrap().flip, Flip::Undoing);
+    world.finish(End::Well).unwrap();
+    assert_eq!(world.record().intent, None);
+    until(&mut world, |operation| matches!(operation, Operation::Activate { .. }));
+    assert_eq!(world.record().intent.unwrap().content.digest, Some(world.server.release(2).digest));
+}
+
+fn rest_after_activation(world: &mut World) {
+    until(world, |operation| matches!(operation, Operation::Activate { .. }));
+    world.finish(End::Well).unwrap();
+    assert_eq!(world.record().intent.unwrap().flip, Flip::Activated);
+}
+
+#[test]
+fn a_withdrawn_release_is_not_booted_and_an_unreachable_server_withdraws_nothing() {
+    let mut world = daemon(Strategy::Off, &[Good]);
+    rest_after_activation(&mut world);
+    world.server.online = false;
+    world.act(&Action::Operator(Command::Check)).unwrap();
+    rest(&mut world);
+    assert!(world.record().intent.is_some());
+    world.server.online = true;
+    world.server.channel = None;
+    world.act(&Action::Operator(Command::Check)).unwrap();
+    rest(&mut world);
+    assert_eq!(world.record().intent, None);
+    assert_eq!(world.table.b, world.table.b.invalidated());
+    world.boot().unwrap();
+    assert_eq!(world.booted, Slot::A);
+    assert!(world.record().quarantine.is_empty(), "withdrawn is not failed");
+}
+
+#[test]
+fn cancel_undoes_the_flip_and_a_reboot_in_the_middle_condemns_nothing() {
+    let mut world = daemon(Strategy::Off, &[Good]);
+    rest_after_activation(&mut world);
+    assert!(reply(&mut world, Command::Cancel).contains("accepted: true"));
+    assert_eq!(world.operation(), Some(Operation::Deactivate { target: Slot::B }));
+    world.finish(End::DoneButPowerCut).unwrap();
+    assert_eq!((world.booted, world.record().intent), (Slot::A, None));
+    assert!(world.record().quarantine.is_empty());
+    assert!(reply(&mut world, Command::Cancel).contains("accepted: false"));
+}
+
+#[test]
+fn cancel_stops_an_installation_and_costs_no_attempt() {
+    let mut world = daemon(Strategy::Off, &[Good]);
+    until(&mut world, |operation| matches!(operation, Operation::Install { .. }));
+    reply(&mut world, Command::Cancel);
+    assert!(world.log.iter().any(|line| line.contains("Abort")));
+    world.finish(End::Fails(FailureKind::Cancelled)).unwrap();
+    assert_eq!(world.operation(), None);
+    let attempt = world.record().attempt(&world.server.release(1).digest).cloned().unwrap();
+    assert_eq!((attempt.open, attempt.failed, attempt.interrupted), (false, 0, 0));
+}
+
+#[test]
+fn rollback_goes_back_is_judged_and_quarantines_what_it_left() {
+    let mut world = daemon(Strategy::Immediate, &[Good]);
+    world.settle(|world| check::confirmed_on(world, 1)).unwrap();
+    assert!(reply(&mut world, Command::Rollback).contains("accepted: true"));
+    world.settle(|world| world.running() == 0 && world.record().intent.is_none()).unwrap();
+    let release = world.server.release(1).clone();
+    assert!(world.record().quarantined(&release.digest).is_some());
+    assert_eq!(world.record().newest_confirmed, Some(release.version), "a rollback is not a downgrade");
+    rest(&mut world);
+    assert!(!world.table.b.bootable());
+}
+
+#[test]
+fn rollback_can_be_cancelled_and_leaves_the_fallback_as_it_was() {
+    let mut world = daemon(Strategy::Off, &[Good]);
+    world.settle(|world| check::confirmed_on(world, 1)).unwrap();
+    rest(&mut world);
+    reply(&mut world, Command::Rollback);
+    world.finish(End::Well).unwrap();
+    assert_eq!(world.record().intent.unwrap().flip, Flip::Activated);
+    reply(&mut world, Command::Cancel);
+    rest(&mut world);
+    assert!(world.table.a.bootable() && world.table.a.successful());
+    world.boot().unwrap();
+    assert_eq!(world.running(), 1);
+}
+
+#[test]
+fn rollback_needs_something_to_go_back_to() {
+    let mut world = daemon(Strategy::Off, &[Good]);
+    assert!(reply(&mut world, Command::Rollback).contains("accepted: false"));
+}
+
+#[test]
+fn the_lock_is_asked_before_the_flip_and_a_lost_permit_undoes_it() {
+    let mut world = daemon(Strategy::Lock, &[Good]);
+    world.act(&Action::Lock(false)).unwrap();
+    until(&mut world, |operation| matches!(operation, Operation::AcquirePermit { .. }));
+    world.finish(End::Well).unwrap();
+    assert_eq!((world.operation(), state(&world)), (None, StateName::Waiting));
+    assert!(matches!(world.state().unwrap().waiting(), Some(Waiting::Permit(_))));
+    assert!(!world.table.b.bootable(), "a plain reboot now must not start it");
+    world.act(&Action::Lock(true)).unwrap();
+    world.pass(world.policy.permit_retry_s).unwrap();
+    until(&mut world, |operation| matches!(operation, Operation::RecheckPermit));
+    until(&mut world, |operation| matches!(operation, Operation::Reboot));
+    world.finish(End::Fails(FailureKind::Node)).unwrap();
+    world.act(&Action::PermitTaken).unwrap();
+    assert_eq!(world.operation(), Some(Operation::Deactivate { target: Slot::B }));
+}
+
+#[test]
+fn under_the_lock_a_restart_in_the_same_boot_undoes_the_flip() {
+    let mut world = daemon(Strategy::Lock, &[Good]);
+    until(&mut world, |operation| matches!(operation, Operation::Reboot));
+    world.start().unwrap();
+    assert_eq!(world.operation(), Some(Operation::Deactivate { target: Slot::B }));
+}
+
+#[test]
+fn under_the_lock_without_one_a_pass_is_deferred() {
+    let mut world = offered(Strategy::Lock, Mode::Once, &[Good]);
+    world.act(&Action::Lock(false)).unwrap();
+    rest(&mut world);
+    assert_eq!(world.exit, Some(Exit::Deferred));
+}
+
+#[test]
+fn the_permit_goes_back_after_a_confirmation_and_stays_after_a_failure() {
+    for (quality, held) in [(Good, false), (Hangs, true)] {
+        let mut world = daemon(Strategy::Lock, &[quality]);
+        until(&mut world, |operation| matches!(operation, Operation::Reboot));
+        world.finish(End::Well).unwrap();
+        rest(&mut world);
+        assert_eq!(world.record().permit.is_some(), held, "{quality:?}");
+    }
+}
+
+#[test]
+fn an_unconfirmed_release_is_judged_before_anything_else_and_its_fallback_kept() {
+    let mut world = daemon(Strategy::Off, &[Good, Good]);
+    rest_after_activation(&mut world);
+    world.boot().unwrap();
+    world.server.channel = Some(2);
+    assert!(reply(&mut world, Command::Check).contains("once the running release is confirmed"));
+    assert!(matches!(world.operation(), Some(Operation::RunHealth { .. })));
+    assert!(world.table.a.bootable());
+    world.finish(End::Well).unwrap();
+    assert_eq!(world.operation(), Some(Operation::MarkGood { slot: Slot::B }));
+    world.finish(End::DoneButKilled).unwrap();
+    assert!(check::confirmed_on(&world, 1), "marked good and cut off: the next start records it");
+}
+
+#[test]
+fn without_a_fallback_an_unconfirmed_release_keeps_running_and_is_judged_again() {
+    let mut world = daemon(Strategy::Off, &[Sick]);
+    // As an installer may leave it: one slot, bootable, never confirmed.
+    world.table.a = world.table.a.with_successful(false).with_tries_left(3);
+    world.ledger.forced.clear();
+    let first_check = || machine::Health::Failed("not yet".to_owned());
+    let record = machine::Record::default();
+    let state = machine::State::new(world.policy.clone(), record);
+    let facts = machine::Facts {
+        boot_id: "00000000-0000-4000-8000-000000000001".parse().unwrap(),
+        slot: Slot::A,
+        version: "1.0.0".parse().unwrap(),
+        attributes: world.table,
+        reboot_allowed: true,
+    };
+    let start = machine::Start { facts, mode: Mode::Daemon, seed: 1 };
+    let (state, _) = machine::step(state, machine::Event::Start(start), world.now);
+    let (state, effects) = machine::step(state, machine::Event::HealthJudged(first_check()), world.now);
+    assert!(state.record().quarantine.is_empty(), "{effects:?}");
+    let again = state.wake_at().unwrap();
+    let (state, effects) = machine::step(state, machine::Event::Tick, again);
+    assert!(matches!(effects.last(), Some(machine::Effect::Run(Operation::RunHealth { .. }))), "{effects:?}");
+    let (state, _) = machine::step(state, machine::Event::HealthJudged(machine::Health::Passed), again);
+    assert_eq!(state.operation(), Some(&Operation::MarkGood { slot: Slot::A }));
+}
+
+#[test]
+fn network_failures_cost_no_attempt_and_are_retried_ever_more_slowly() {
+    let mut world = daemon(Strategy::Off, &[Good]);
+    let mut waits = Vec::new();
+    for _ in 0..12 {
+        until(&mut world, |operation| matches!(operation, Operation::Install { .. }));
+        world.finish(End::Fails(FailureKind::Network)).unwrap();
+        let wake = world.state().unwrap().wake_at().unwrap();
+        waits.push(wake.duration_since(world.now).as_secs());
+        world.pass(waits.last().copied().unwrap().try_into().unwrap()).unwrap();
+    }
+    assert!(waits[0] <= 75 && waits[4] > 300 && waits[11] > 10_000, "{waits:?}");
+    assert!(waits.iter().all(|wait| *wait <= i64::from(world.policy.backoff_max_s)), "{waits:?}");
+    let attempt = world.record().attempt(&world.server.release(1).digest).cloned().unwrap();
+    assert_eq!((attempt.failed, attempt.interrupted), (0, 0));
+}
+
+#[test]
+fn a_quarantine_is_lifted_by_a_person_only() {
+    let mut world = daemon(Strategy::Immediate, &[Hangs]);
+    world.settle(|world| check::done_with(world, 1)).unwrap();
+    let digest = world.server.release(1).digest;
+    assert!(reply(&mut world, Command::Update { force_retry: true }).contains("accepted: true"));
+    rest(&mut world);
+    assert!(world.record().quarantined(&digest).is_some());
+    assert!(reply(&mut world, Command::QuarantineClear(Clear::Release(digest))).contains("1 cleared"));
+    reply(&mut world, Command::Check);
+    until(&mut world, |operation| matches!(operation, Operation::Preflight { .. }));
+}
+
+#[test]
+fn a_refusal_is_reported_once() {
+    let mut world = daemon(Strategy::Immediate, &[Hangs]);
+    world.settle(|world| check::done_with(world, 1)).unwrap();
+    for _ in 0..5 {
+        reply(&mut world, Command::Check);
+        rest(&mut world);
+    }
+    assert!(events(&world).iter().filter(|kind| **kind == EventKind::Refused).count() <= 1);
+}
+
+#[test]
+fn off_never_reboots_and_a_window_waits_for_its_hour() {
+    let mut world = daemon(Strategy::Off, &[Good]);
+    rest_after_activation(&mut world);
+    assert_eq!((world.operation(), state(&world)), (None, StateName::Staged));
+    let mut world = daemon(Strategy::Window, &[Good]);
+    rest_after_activation(&mut world);
+    assert_eq!(state(&world), StateName::Waiting);
+    assert!(matches!(world.state().unwrap().waiting(), Some(Waiting::Window(_))));
+}

@@ -1,0 +1,828 @@
+//! A node in miniature: two slots, a loader, a server, time, and a driver that executes the machine's effects and may
+//! be killed between any two of them. Every effect and every boot is held against the invariants of `docs/machine.md`.
+#![allow(dead_code, unreachable_pub, reason = "shared by several test programs, each of which uses a part")]
+#![allow(missing_docs, missing_debug_implementations, reason = "a test's own world")]
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test that cannot go on fails")]
+
+pub mod check;
+pub mod server;
+
+use jiff::{Span, Timestamp};
+use machine::{
+    Checked, Command, Effect, Event, Facts, Failure, FailureKind, Health, Mode, Operation, PerSlot, Permit,
+    Policy, Record, Start, State, Strategy, step,
+};
+use protocol::digest::Sha256;
+use protocol::slot::{Attributes, Choice, Slot, select};
+use protocol::status::{Exit, Progress};
+use protocol::version::Version;
+use server::{Quality, Server};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What a slot's partitions hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bytes {
+    /// The whole image of the release with this index.
+    Whole(usize),
+    /// Something between two images, or an image with a wrong byte.
+    Broken,
+}
+
+/// A broken promise, in words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation(pub String);
+
+pub type Outcome = Result<(), Violation>;
+
+/// A deliberate mistake in the execution of effects. The invariants must notice each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutation {
+    /// The save before an activation does not happen.
+    NoSaveBeforeActivate,
+    /// The save before a condemnation does not happen.
+    NoSaveBeforeCondemn,
+    /// A batch's operation comes before its save, and the power goes between.
+    OperationBeforeSave,
+    /// The target is not invalidated before it is written.
+    NoInvalidate,
+    /// The read-back is believed without reading.
+    NoReadBack,
+    /// Health checks are believed without running.
+    NoHealth,
+    /// The quarantine is lost on the way to the disk.
+    QuarantineLost,
+    /// The intent is lost on the way to the disk.
+    IntentLost,
+    /// The attempts are lost on the way to the disk.
+    AttemptsLost,
+    /// Condemnations are not carried out.
+    NoCondemn,
+    /// Events are sent though their save failed.
+    EventsUnsaved,
+    /// An undone flip is not undone.
+    NoDeactivate,
+}
+
+/// How an operation ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// As it should.
+    Well,
+    /// It fails before it did anything.
+    Fails(FailureKind),
+    /// It does what it should, and reports a failure.
+    DoneButFails,
+    /// It does a part, then the engine is killed.
+    Killed,
+    /// It does all, then the engine is killed before it can tell.
+    DoneButKilled,
+    /// It does all, then the power goes.
+    DoneButPowerCut,
+    /// It does a part, then the power goes.
+    PowerCut,
+}
+
+/// One thing that happens to the node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// The running operation ends.
+    Finish(End),
+    /// The running report ends: stored, stored but the answer lost, not stored.
+    Report(Option<bool>),
+    /// Seconds pass, and the timer rings if it is due.
+    Pass(u32),
+    /// The clock is set to another time, so many hours off.
+    ClockJump(i16),
+    /// The engine is killed and starts again.
+    Kill,
+    /// The machine loses power and boots.
+    PowerCut,
+    /// The engine is killed, or the power goes, after so many more effects.
+    DieIn {
+        /// Effects until then.
+        effects: u8,
+        /// Power, or only the engine.
+        power: bool,
+    },
+    /// The next save fails.
+    SaveFails,
+    /// A person asks.
+    Operator(Command),
+    /// The server's channel points at another release, by its number modulo the number of releases.
+    Channel(u8),
+    /// The server lists nothing.
+    ChannelEmpty,
+    /// The server is reachable or not.
+    Online(bool),
+    /// The lock grants or denies.
+    Lock(bool),
+    /// A held permit is taken away.
+    PermitTaken,
+}
+
+/// The part that a restart of the engine forgets.
+struct Process {
+    state: State,
+    evidence: Option<(Slot, Sha256)>,
+    /// The evidence that the running activation has taken.
+    taken: Option<(Slot, Sha256)>,
+    invalidated: Option<Slot>,
+    report: Option<Vec<protocol::wire::Event>>,
+    permit_checked: bool,
+    /// The attributes when it started.
+    table: PerSlot<Attributes>,
+}
+
+/// The node and all around it.
+pub struct World {
+    pub policy: Policy,
+    pub table: PerSlot<Attributes>,
+    pub bytes: PerSlot<Bytes>,
+    /// The record as it is on the disk, as text.
+    pub saved: String,
+    pub booted: Slot,
+    pub boots: u32,
+    pub now: Timestamp,
+    pub server: Server,
+    pub mode: Mode,
+    pub reboot_allowed: bool,
+    pub mutation: Option<Mutation>,
+    pub exit: Option<Exit>,
+    /// What the driver executed, for failure messages and assertions.
+    pub log: Vec<String>,
+    process: Option<Process>,
+    die_in: Option<(u8, bool)>,
+    save_fails: bool,
+    lock_grants: bool,
+    permit_held: bool,
+    /// Ledger of what the invariants need to know.
+    pub ledger: Ledger,
+    seed: u64,
+    /// What was reached, for the test that the lives are rich enough.
+    pub reached: BTreeSet<String>,
+}
+
+/// What happened, for the invariants.
+#[derive(Default)]
+pub struct Ledger {
+    /// Releases that failed to boot or to be healthy here after they were activated, or that a person went back from.
+    pub failed: BTreeSet<usize>,
+    /// Releases that a person confirmed, whatever their health.
+    pub forced: BTreeSet<usize>,
+    /// Releases whose health was found good here, per boot slot.
+    pub proven: BTreeSet<usize>,
+    /// Of [`Self::failed`], those that no person cleared since.
+    pub banned: BTreeSet<usize>,
+    /// Installations begun, per release, less those that ended by nobody's fault; since a person last forgave them.
+    pub begun: BTreeMap<usize, u32>,
+    /// The release of the installation begun last.
+    pub last_begun: Option<usize>,
+    /// Every event the server stored.
+    pub stored: BTreeMap<u64, protocol::wire::Event>,
+    /// Events as they were queued on the disk.
+    pub newest_confirmed: Option<Version>,
+    /// The operator asked for a reboot, or the machine has to go back.
+    pub reboot_asked: bool,
+    /// Last quarantine made durable and not cleared since.
+    pub quarantined: BTreeSet<Sha256>,
+}
+
+impl Ledger {
+    fn fail(&mut self, index: usize) {
+        self.failed.insert(index);
+        self.banned.insert(index);
+    }
+
+    /// The installation under way, if any, costs nothing.
+    fn excuse(&mut self) {
+        if let Some(begun) = self.last_begun.take().and_then(|index| self.begun.get_mut(&index)) {
+            *begun = begun.saturating_sub(1);
+        }
+    }
+}
+
+impl World {
+    /// A node that runs release 0, confirmed, from slot A, with nothing in slot B.
+    pub fn new(strategy: Strategy, mode: Mode, server: Server) -> Self {
+        let policy =
+            Policy { strategy, attempts_max: 3, interruptions_max: 6, events_max: 12, ..Policy::default() };
+        let mut world = Self {
+            policy,
+            table: PerSlot {
+                a: Attributes::default().with_priority(1).with_successful(true),
+                b: Attributes::default(),
+            },
+            bytes: PerSlot { a: Bytes::Whole(0), b: Bytes::Broken },
+            saved: serde_json::to_string(&Record::default()).unwrap(),
+            booted: Slot::A,
+            boots: 1,
+            now: "2026-01-01T00:00:00Z".parse().unwrap(),
+            server,
+            mode,
+            reboot_allowed: true,
+            mutation: None,
+            exit: None,
+            log: Vec::new(),
+            process: None,
+            die_in: None,
+            save_fails: false,
+            lock_grants: true,
+            permit_held: false,
+            ledger: Ledger { forced: BTreeSet::from([0]), ..Ledger::default() },
+            seed: 1,
+            reached: BTreeSet::new(),
+        };
+        world.start().unwrap();
+        world
+    }
+
+    /// As [`Self::new`], with this policy.
+    pub fn with_policy(mut self, policy: Policy) -> Self {
+        self.policy = policy;
+        self.start().unwrap();
+        self
+    }
+
+    pub fn record(&self) -> Record {
+        serde_json::from_str(&self.saved).unwrap()
+    }
+
+    pub fn state(&self) -> Option<&State> {
+        self.process.as_ref().map(|process| &process.state)
+    }
+
+    pub fn operation(&self) -> Option<Operation> {
+        self.state().and_then(|state| state.operation().cloned())
+    }
+
+    /// The release that runs.
+    pub fn running(&self) -> usize {
+        match self.bytes.get(self.booted) {
+            Bytes::Whole(index) => *index,
+            Bytes::Broken => usize::MAX,
+        }
+    }
+
+    fn facts(&self) -> Facts {
+        Facts {
+            boot_id: format!("00000000-0000-4000-8000-{:012}", self.boots).parse().unwrap(),
+            slot: self.booted,
+            version: self.server.release(self.running()).version.clone(),
+            attributes: self.table,
+            reboot_allowed: self.reboot_allowed,
+        }
+    }
+
+    /// A new engine process reads the record and starts.
+    pub fn start(&mut self) -> Outcome {
+        self.log.push(format!("-- engine starts in slot {}, boot {}", self.booted, self.boots));
+        self.exit = None;
+        self.die_in = None;
+        let record: Record = self.record();
+        self.process = Some(Process {
+            state: State::new(self.policy.clone(), record),
+            evidence: None,
+            taken: None,
+            invalidated: None,
+            report: None,
+            permit_checked: false,
+            table: self.table,
+        });
+        self.seed += 1;
+        let start = Start { facts: self.facts(), mode: self.mode, seed: self.seed };
+        self.deliver(Event::Start(start))
+    }
+
+    /// The loader: picks a slot, spends a try, starts what is there; again, if that hangs.
+    pub fn boot(&mut self) -> Outcome {
+        self.process = None;
+        let mut left_out: Option<Slot> = None;
+        for _ in 0..40 {
+            let entries =
+                [(1, Slot::A), (2, Slot::B)].into_iter().filter(|(_, slot)| left_out != Some(*slot));
+            let choice = select(entries.map(|(number, slot)| (number, *self.table.get(slot))));
+            let Some(Choice { entry, write }) = choice else {
+                return Err(Violation(format!("no slot boots: {:?}", self.table)));
+            };
+            let slot = if entry == 1 { Slot::A } else { Slot::B };
+            self.note_exhausted(slot);
+            let Bytes::Whole(index) = *self.bytes.get(slot) else {
+                return Err(Violation(format!("slot {slot} boots and does not hold a whole image")));
+            };
+            if self.server.quality(index) == Quality::Unloadable {
+                // Without a try spent, a flip that was about to be undone cannot be seen to have failed.
+                let undoing = |intent: &machine::Intent| intent.flip == machine::Flip::Undoing;
+                if !self.record().intent.as_ref().is_some_and(undoing) {
+                    self.boot_failed(index);
+                }
+                left_out = Some(slot);
+                continue;
+            }
+            if let Some(attributes) = write {
+                *self.table.get_mut(slot) = attributes;
+            }
+            if self.server.quality(index) == Quality::Hangs {
+                self.log.push(format!("-- slot {slot} hangs"));
+                self.boot_failed(index);
+                continue;
+            }
+            self.booted = slot;
+            self.boots += 1;
+            self.ledger.reboot_asked = false;
+            return self.start();
+        }
+        Err(Violation("the loader never comes to an end".to_owned()))
+    }
+
+    /// A boot failed. Where its flip was dealt with before, this is nothing new, and a person may have cleared it.
+    fn boot_failed(&mut self, index: usize) {
+        self.ledger.failed.insert(index);
+        if self.record().intent.is_some() {
+            self.ledger.fail(index);
+        }
+    }
+
+    /// A slot of higher priority that has no tries left has failed: it was booted and not confirmed.
+    fn note_exhausted(&mut self, chosen: Slot) {
+        let (chosen_is, other_is) = (*self.table.get(chosen), *self.table.get(chosen.other()));
+        if other_is.priority() > chosen_is.priority()
+            && !other_is.bootable()
+            && let Bytes::Whole(index) = *self.bytes.get(chosen.other())
+        {
+            self.boot_failed(index);
+        }
+    }
+
+    /// Hands an event to the machine and executes what comes of it.
+    pub fn deliver(&mut self, event: Event) -> Outcome {
+        let mut next = Some(event);
+        while let Some(event) = next.take() {
+            let Some(process) = &mut self.process else { return Ok(()) };
+            let state = process.state.clone();
+            let (state, effects) = step(state, event, self.now);
+            process.state = state;
+            let shown = machine::status(&process.state, &identity());
+            self.reached.insert(format!("state {}", shown.state));
+            check::shape(&effects)?;
+            next = self.execute(effects)?;
+            check::lasting(self)?;
+        }
+        Ok(())
+    }
+
+    /// Executes a batch; says what is to be delivered at once.
+    fn execute(&mut self, effects: Vec<Effect>) -> Result<Option<Event>, Violation> {
+        if self.mutation == Some(Mutation::OperationBeforeSave)
+            && matches!(effects.last(), Some(Effect::Run(_)))
+            && matches!(effects.first(), Some(Effect::Save(_)))
+        {
+            let Some(Effect::Run(operation)) = effects.last().cloned() else { return Ok(None) };
+            let flips = matches!(operation, Operation::Activate { .. } | Operation::Condemn { .. });
+            if flips {
+                self.perform(&operation, End::DoneButPowerCut)?;
+                return Ok(None);
+            }
+        }
+        let last = effects.last().cloned();
+        for effect in effects {
+            if let Some((left, power)) = self.die_in {
+                if left == 0 {
+                    self.die_in = None;
+                    self.log.push("-- dies between two effects".to_owned());
+                    if power {
+                        self.boot()?;
+                    } else {
+                        self.start()?;
+                    }
+                    return Ok(None);
+                }
+                self.die_in = Some((left - 1, power));
+            }
+            self.log.push(describe(&effect));
+            self.reached.insert(kind(&effect));
+            match effect {
+                Effect::Save(record) => {
+                    if self.mutation != Some(Mutation::EventsUnsaved) && std::mem::take(&mut self.save_fails)
+                    {
+                        self.ledger.excuse();
+                        return Ok(Some(Event::SaveFailed("the disk is full".to_owned())));
+                    }
+                    self.save(*record, last.as_ref())?;
+                }
+                Effect::Discard => self.process_mut().evidence = None,
+                Effect::Abort | Effect::Reply(_) => {}
+                Effect::Report(events) => {
+                    check::report(self, &events)?;
+                    self.process_mut().report = Some(events);
+                }
+                Effect::Run(operation) => {
+                    check::operation(self, &operation)?;
+                    let activates = matches!(operation, Operation::Activate { .. });
+                    let process = self.process_mut();
+                    process.taken = if activates { process.evidence.take() } else { None };
+                }
+                Effect::Finish(exit) => {
+                    check::finished(self, exit)?;
+                    self.exit = Some(exit);
+                    self.process = None;
+                    return Ok(None);
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn process_mut(&mut self) -> &mut Process {
+        self.process.as_mut().unwrap()
+    }
+
+    fn save(&mut self, mut record: Record, last: Option<&Effect>) -> Outcome {
+        let activates =
+            matches!(last, Some(Effect::Run(Operation::Activate { .. } | Operation::Revert { .. })));
+        let condemns = matches!(last, Some(Effect::Run(Operation::Condemn { .. })));
+        match self.mutation {
+            Some(Mutation::NoSaveBeforeActivate) if activates => return Ok(()),
+            Some(Mutation::NoSaveBeforeCondemn) if condemns => {
+                let before = self.record();
+                (record.quarantine, record.slots) = (before.quarantine, before.slots);
+            }
+            Some(Mutation::QuarantineLost) => record.quarantine.clear(),
+            Some(Mutation::IntentLost) => record.intent = None,
+            Some(Mutation::AttemptsLost) => record.attempts.clear(),
+            Some(Mutation::EventsUnsaved) if std::mem::take(&mut self.save_fails) => return Ok(()),
+            _ => {}
+        }
+        check::saved(self, &record)?;
+        self.saved = serde_json::to_string(&record).unwrap();
+        Ok(())
+    }
+
+    /// The running operation ends in this way.
+    pub fn finish(&mut self, end: End) -> Outcome {
+        let Some(operation) = self.operation() else { return Ok(()) };
+        self.log.push(format!("   {operation:?} ends: {end:?}"));
+        self.perform(&operation, end)
+    }
+
+    fn perform(&mut self, operation: &Operation, end: End) -> Outcome {
+        match end {
+            End::Well => {
+                let event = self.carry_out(operation)?;
+                match event {
+                    Some(event) => self.deliver(event),
+                    // The machine went down, as it was asked to.
+                    None => self.boot(),
+                }
+            }
+            End::Fails(kind) => self.fail(operation, kind),
+            End::DoneButFails => {
+                self.carry_out(operation)?;
+                self.fail(operation, FailureKind::Node)
+            }
+            End::DoneButKilled => {
+                self.carry_out(operation)?;
+                self.start()
+            }
+            End::DoneButPowerCut => {
+                self.carry_out(operation)?;
+                self.boot()
+            }
+            End::Killed => {
+                self.half(operation);
+                self.start()
+            }
+            End::PowerCut => {
+                self.half(operation);
+                self.boot()
+            }
+        }
+    }
+
+    /// Does a part of an operation. The table changes as a whole or not at all.
+    fn half(&mut self, operation: &Operation) {
+        if let Operation::Install { target, .. } = operation {
+            *self.bytes.get_mut(*target) = Bytes::Broken;
+        }
+    }
+
+    fn fail(&mut self, operation: &Operation, kind: FailureKind) -> Outcome {
+        let failure = Failure::new(kind, format!("{kind:?} failure"));
+        if !matches!(kind, FailureKind::Node | FailureKind::Release) {
+            self.ledger.excuse();
+        }
+        if let Operation::Install { target, .. } = operation {
+            *self.bytes.get_mut(*target) = Bytes::Broken;
+        }
+        let event = match operation {
+            Operation::Probe => Event::Probed(Err(failure)),
+            Operation::Check { .. } => Event::Checked(Err(failure)),
+            Operation::Preflight { .. } => Event::Preflighted(Err(failure)),
+            Operation::Install { .. } => Event::Installed(Err(failure)),
+            Operation::ReadBack { .. } => Event::ReadBack(Err(failure)),
+            Operation::RunHealth { .. } => {
+                // After several in a row this counts as a failure of the release.
+                let index = self.running();
+                self.ledger.failed.insert(index);
+                Event::HealthJudged(Health::Unknown(failure.detail))
+            }
+            Operation::AcquirePermit { .. } | Operation::RecheckPermit | Operation::ReleasePermit => {
+                Event::Permit(Permit::Failed(failure))
+            }
+            Operation::Reboot => Event::RebootRequested(Err(failure)),
+            _ => Event::TableChanged(Err(failure)),
+        };
+        self.deliver(event)
+    }
+
+    /// Does what the operation says; the event that answers it, or none where the machine goes down.
+    fn carry_out(&mut self, operation: &Operation) -> Result<Option<Event>, Violation> {
+        Ok(Some(match operation {
+            Operation::Probe => Event::Probed(Ok(self.facts())),
+            Operation::Check { pending, .. } => Event::Checked(self.check(pending.as_ref())),
+            Operation::Preflight { .. } => Event::Preflighted(Ok(())),
+            Operation::Install { release, target } => self.install(release, *target)?,
+            Operation::ReadBack { release, target } => self.read_back(release, *target),
+            Operation::RunHealth { .. } => Event::HealthJudged(self.judge()),
+            Operation::AcquirePermit { .. } | Operation::RecheckPermit | Operation::ReleasePermit => {
+                Event::Permit(self.lock(operation))
+            }
+            Operation::Reboot => return Ok(None),
+            _ => {
+                self.change_table(operation)?;
+                check::lasting(self)?;
+                Event::TableChanged(Ok(self.told(operation)))
+            }
+        }))
+    }
+
+    fn check(&mut self, pending: Option<&machine::Release>) -> Result<Checked, Failure> {
+        let newest = self.record().newest_confirmed;
+        self.server.check(pending, newest.as_ref(), &self.server.release(self.running()).version.clone())
+    }
+
+    fn install(&mut self, release: &machine::Release, target: Slot) -> Result<Event, Violation> {
+        let index = self.server.index(release);
+        check::write(self, index, target)?;
+        *self.bytes.get_mut(target) = Bytes::Broken;
+        Ok(Event::Installed(match self.server.quality(index) {
+            Quality::Corrupt => Err(Failure::new(FailureKind::Release, "a chunk has the wrong digest")),
+            // The disk lies once in a while: only the read-back notices.
+            Quality::Miswritten => Ok(Progress::default()),
+            _ => {
+                *self.bytes.get_mut(target) = Bytes::Whole(index);
+                Ok(Progress::default())
+            }
+        }))
+    }
+
+    fn read_back(&mut self, release: &machine::Release, target: Slot) -> Event {
+        let index = self.server.index(release);
+        let whole = *self.bytes.get(target) == Bytes::Whole(index);
+        if whole || self.mutation == Some(Mutation::NoReadBack) {
+            let digest = release.digest;
+            if let Some(process) = &mut self.process {
+                process.evidence = Some((target, digest));
+            }
+            self.ledger.excuse();
+            return Event::ReadBack(Ok(()));
+        }
+        Event::ReadBack(Err(Failure::new(FailureKind::Node, "the slot does not hold what was written")))
+    }
+
+    fn judge(&mut self) -> Health {
+        let index = self.running();
+        let healthy = self.server.quality(index) != Quality::Sick;
+        if healthy {
+            self.ledger.proven.insert(index);
+        }
+        if healthy || self.mutation == Some(Mutation::NoHealth) {
+            return Health::Passed;
+        }
+        self.ledger.fail(index);
+        Health::Failed("the service does not answer".to_owned())
+    }
+
+    fn lock(&mut self, operation: &Operation) -> Permit {
+        match operation {
+            Operation::AcquirePermit { .. } if self.lock_grants => {
+                self.permit_held = true;
+                Permit::Granted("default".to_owned())
+            }
+            Operation::AcquirePermit { .. } => Permit::Denied("another node holds it".to_owned()),
+            Operation::RecheckPermit if self.permit_held => {
+                if let Some(process) = &mut self.process {
+                    process.permit_checked = true;
+                }
+                Permit::Granted("default".to_owned())
+            }
+            Operation::RecheckPermit => Permit::Lost("it was taken away".to_owned()),
+            _ => {
+                self.permit_held = false;
+                Permit::Released
+            }
+        }
+    }
+
+    fn change_table(&mut self, operation: &Operation) -> Outcome {
+        check::table(self, operation)?;
+        let running = self.booted;
+        match operation {
+            Operation::Invalidate { target } if self.mutation != Some(Mutation::NoInvalidate) => {
+                *self.table.get_mut(*target) = self.table.get(*target).invalidated();
+                self.process_invalidated(Some(*target));
+            }
+            Operation::Invalidate { target } => self.process_invalidated(Some(*target)),
+            Operation::Activate { target, tries, .. } => {
+                *self.table.get_mut(*target) = self.table.get(*target).activated(*tries);
+                *self.table.get_mut(running) = self.table.get(running).fallback();
+            }
+            Operation::Revert { target, tries } => {
+                *self.table.get_mut(*target) = self.table.get(*target).activated(*tries);
+                *self.table.get_mut(running) = self.table.get(running).fallback();
+            }
+            Operation::Restore { target } => {
+                *self.table.get_mut(*target) = self.table.get(*target).confirmed().with_priority(1);
+                *self.table.get_mut(running) = self.table.get(running).with_priority(2);
+            }
+            Operation::Deactivate { target } if self.mutation != Some(Mutation::NoDeactivate) => {
+                *self.table.get_mut(*target) = self.table.get(*target).invalidated();
+            }
+            Operation::MarkGood { slot } => {
+                *self.table.get_mut(*slot) = self.table.get(*slot).confirmed();
+                let index = self.running();
+                self.ledger.banned.remove(&index);
+            }
+            Operation::Condemn { slot } if self.mutation != Some(Mutation::NoCondemn) => {
+                *self.table.get_mut(*slot) = self.table.get(*slot).invalidated();
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The attributes that the driver reports; a mutation that leaves something undone lies about it.
+    fn told(&self, operation: &Operation) -> PerSlot<Attributes> {
+        let mut told = self.table;
+        let lies = matches!(
+            (self.mutation, operation),
+            (Some(Mutation::NoInvalidate), Operation::Invalidate { .. })
+                | (Some(Mutation::NoDeactivate), Operation::Deactivate { .. })
+                | (Some(Mutation::NoCondemn), Operation::Condemn { .. })
+        );
+        if let (true, Operation::Invalidate { target: slot } | Operation::Deactivate { target: slot })
+        | (true, Operation::Condemn { slot }) = (lies, operation)
+        {
+            *told.get_mut(*slot) = told.get(*slot).invalidated();
+        }
+        told
+    }
+
+    fn process_invalidated(&mut self, slot: Option<Slot>) {
+        if let Some(process) = &mut self.process {
+            process.invalidated = slot;
+            process.evidence = None;
+        }
+    }
+
+    /// Time passes; the timer rings if it is due.
+    pub fn pass(&mut self, seconds: u32) -> Outcome {
+        self.now = self.now.checked_add(Span::new().seconds(i64::from(seconds))).unwrap();
+        let due = self.state().and_then(State::wake_at).is_some_and(|at| at <= self.now);
+        if due { self.deliver(Event::Tick) } else { Ok(()) }
+    }
+
+    fn reach_events(&mut self, events: &[protocol::wire::Event]) {
+        self.reached.extend(events.iter().map(|event| format!("event {:?}", event.kind)));
+    }
+
+    fn end_report(&mut self, end: Option<bool>) -> Outcome {
+        let Some(events) = self.process.as_mut().and_then(|process| process.report.take()) else {
+            return Ok(());
+        };
+        let last = events.last().map_or(0, |event| event.seq);
+        if end.is_some() {
+            self.reach_events(&events);
+            check::store(self, events)?;
+        }
+        let lost = || Failure::new(FailureKind::Network, "no answer");
+        self.deliver(Event::Reported(if end == Some(true) { Ok(last) } else { Err(lost()) }))
+    }
+
+    /// Lets one thing happen.
+    pub fn act(&mut self, action: &Action) -> Outcome {
+        match action {
+            Action::Finish(end) => self.finish(*end),
+            Action::Report(end) => self.end_report(*end),
+            Action::Pass(seconds) => self.pass(*seconds),
+            Action::ClockJump(hours) => {
+                self.now = self.now.checked_add(Span::new().hours(i64::from(*hours))).unwrap();
+                self.deliver(Event::Tick)
+            }
+            Action::Kill => self.start(),
+            Action::PowerCut => self.boot(),
+            Action::DieIn { effects, power } => {
+                self.die_in = Some((*effects, *power));
+                Ok(())
+            }
+            Action::SaveFails => {
+                self.save_fails = true;
+                Ok(())
+            }
+            Action::Operator(command) => {
+                check::operator(self, *command);
+                self.deliver(Event::Operator(*command))
+            }
+            Action::Channel(number) => {
+                self.server.point(usize::from(*number));
+                Ok(())
+            }
+            Action::ChannelEmpty => {
+                self.server.channel = None;
+                Ok(())
+            }
+            Action::Online(online) => {
+                self.server.online = *online;
+                Ok(())
+            }
+            Action::Lock(grants) => {
+                self.lock_grants = *grants;
+                Ok(())
+            }
+            Action::PermitTaken => {
+                self.permit_held = false;
+                self.deliver(Event::Permit(Permit::Lost("an operator took it".to_owned())))
+            }
+        }
+    }
+
+    /// Faults are over: everything ends well from here. Until `done`, or too many steps.
+    pub fn settle(&mut self, done: impl Fn(&Self) -> bool) -> Outcome {
+        self.die_in = None;
+        self.save_fails = false;
+        self.server.online = true;
+        self.lock_grants = true;
+        let nobody_reboots = self.policy.strategy == Strategy::Off || !self.reboot_allowed;
+        let mut checks = 0;
+        for _ in 0..600 {
+            if done(self) {
+                return Ok(());
+            }
+            checks += u32::from(matches!(self.operation(), Some(Operation::Check { .. })));
+            let record = self.record();
+            let waits = record.intent.is_some() || record.condemned(self.booted);
+            if nobody_reboots && waits && checks > 2 {
+                // The engine is not to reboot: a person does, some day.
+                checks = 0;
+                self.boot()?;
+                continue;
+            }
+            if self.operation().is_some() {
+                self.finish(End::Well)?;
+            } else if self.process.as_ref().is_some_and(|process| process.report.is_some()) {
+                self.end_report(Some(true))?;
+            } else if let Some(at) = self.state().and_then(State::wake_at) {
+                self.now = self.now.max(at);
+                self.deliver(Event::Tick)?;
+            } else {
+                // One pass ended; the next begins, in the slot that a person rebooted into if there is one.
+                if self.exit.is_none() && self.reboot_allowed {
+                    return Err(Violation("the engine waits for nothing".to_owned()));
+                }
+                self.boot()?;
+            }
+        }
+        Err(Violation("the node does not come to rest".to_owned()))
+    }
+}
+
+/// One line of the log.
+fn describe(effect: &Effect) -> String {
+    match effect {
+        Effect::Save(record) => format!(
+            "   Save intent={:?} quarantine={} events={}",
+            record.intent.as_ref().map(|intent| (intent.target, intent.flip)),
+            record.quarantine.len(),
+            record.events.len()
+        ),
+        Effect::Report(events) => {
+            format!("   Report {:?}", events.iter().map(|e| e.kind).collect::<Vec<_>>())
+        }
+        other => format!("   {other:?}"),
+    }
+}
+
+/// The first word of an effect, and of its operation.
+fn kind(effect: &Effect) -> String {
+    let text = match effect {
+        Effect::Run(operation) => format!("{operation:?}"),
+        Effect::Finish(exit) => format!("Finish-{exit:?}"),
+        Effect::Save(_) => "Save".to_owned(),
+        other => format!("{other:?}"),
+    };
+    text.split([' ', '(']).next().unwrap_or_default().to_owned()
+}
+
+/// The node's identity, which nothing here depends on.
+pub fn identity() -> machine::Identity {
+    machine::Identity { channel: "alpha".parse().unwrap(), group: "default".parse().unwrap() }
+}
