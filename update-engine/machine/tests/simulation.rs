@@ -164,8 +164,11 @@ fn config(cases: u32) -> Config {
 fn whatever_happens_the_invariants_hold_and_a_good_release_arrives() {
     let mut runner = TestRunner::new(config(cases()));
     let result = runner.run(&lives(), |life| match live(&life, None) {
-        Ok(_) => Ok(()),
-        Err((world, violation)) => Err(TestCaseError::fail(format!("{violation}\n{}", world.log.join("\n")))),
+        (_, Ok(())) => Ok(()),
+        (world, Err(violation)) => {
+            let last = world.log.len().saturating_sub(80);
+            Err(TestCaseError::fail(format!("{violation}\n{}", world.log[last..].join("\n"))))
+        }
     });
     if let Err(error) = result {
         panic!("{error}");
