@@ -10,6 +10,9 @@ use crate::payload::HEAD_MAX;
 use crate::version::Version;
 use serde::{Deserialize, Serialize};
 
+#[cfg(test)]
+mod tests;
+
 /// The schema number of the documents that this code writes.
 pub const SCHEMA: u32 = 1;
 /// The longest manifest or channel file that is fetched, in bytes.
