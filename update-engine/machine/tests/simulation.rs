@@ -209,7 +209,7 @@ fn noticed(mutation: Mutation) {
     let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
     let mut runner = TestRunner::new_with_rng(config, rng);
     let result = runner.run(&lives(), |life| {
-        live(&life, Some(mutation)).1.map_err(|violation| TestCaseError::fail(violation))
+        live(&life, Some(mutation)).1.map_err(TestCaseError::fail)
     });
     let Err(error) = result else { panic!("{mutation:?} goes unnoticed") };
     let text = error.to_string();
