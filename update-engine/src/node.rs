@@ -8,7 +8,7 @@ use crate::install::{Installer, Meter};
 use crate::network::{Client, NetworkError};
 use crate::operations::{HealthChecks, Operations};
 use crate::pause::Pause;
-use crate::slots::{Slots, SlotsError, slot_of_partition};
+use crate::slots::{Media, Slots, SlotsError, slot_of_partition};
 use crate::state::{StateError, StateFolder};
 use machine::{Facts, Mode, Record, Start, State};
 use protocol::status::{Exit, Status};
@@ -64,9 +64,17 @@ impl Engine {
     /// # Errors
     /// [`StartError`]
     pub fn new(settings: Settings, options: &Options) -> Result<Self, StartError> {
-        let state_dir = options.state_dir.clone().unwrap_or_else(|| settings.state_dir.clone());
         let device =
             options.disk.clone().or_else(|| settings.disk.device.clone()).ok_or(StartError::NoDisk)?;
+        Self::on(Arc::new(device), settings, options)
+    }
+
+    /// The same on a disk that is opened by other means.
+    ///
+    /// # Errors
+    /// [`StartError`]
+    pub fn on(media: Arc<dyn Media>, settings: Settings, options: &Options) -> Result<Self, StartError> {
+        let state_dir = options.state_dir.clone().unwrap_or_else(|| settings.state_dir.clone());
         let folder = StateFolder::lock(&state_dir)?;
         let loaded = folder.load()?;
         for problem in &loaded.problems {
@@ -74,7 +82,7 @@ impl Engine {
         }
         let node = folder.node_id()?;
         let seed = getrandom::u64().unwrap_or_else(|_| std::process::id().into());
-        let slots = Slots::new(device, settings.disk.layout.clone());
+        let slots = Slots::new(media, settings.disk.layout.clone());
         let record = loaded.record.unwrap_or_default();
         let facts = facts(&slots, &record, options, seed)?;
         let client = Client::new(settings.server.url.clone(), settings.download.clone())?;

@@ -4,7 +4,7 @@
 //! that depends on it; a boot loader's tool can get in between. Everything here blocks.
 
 use disk::{
-    Access, Disk, DiskError, DiskFile, InvalidatedSlot, OpenError, ReadBack, SlotLayout, StagedSlot,
+    Access, Disk, DiskError, DiskFile, InvalidatedSlot, Medium, OpenError, ReadBack, SlotLayout, StagedSlot,
     SystemMounts, TargetSlot, VerifyError,
 };
 use machine::PerSlot;
@@ -47,10 +47,32 @@ impl SlotsError {
     }
 }
 
+/// Where the node's disk is opened: a device or a file, or in tests a medium that records what is done to it.
+pub trait Media: std::fmt::Debug + Send + Sync {
+    /// Its name, for messages.
+    fn path(&self) -> &Path;
+
+    /// Opens it.
+    ///
+    /// # Errors
+    /// [`OpenError`]
+    fn open(&self, access: Access) -> Result<Arc<dyn Medium>, OpenError>;
+}
+
+impl Media for PathBuf {
+    fn path(&self) -> &Path {
+        self
+    }
+
+    fn open(&self, access: Access) -> Result<Arc<dyn Medium>, OpenError> {
+        Ok(Arc::new(DiskFile::open(self, access)?))
+    }
+}
+
 /// The node's disk.
 #[derive(Debug)]
 pub struct Slots {
-    path: PathBuf,
+    media: Arc<dyn Media>,
     layout: SlotLayout,
     disk: Option<Disk>,
     invalidated: Option<InvalidatedSlot>,
@@ -58,16 +80,16 @@ pub struct Slots {
 }
 
 impl Slots {
-    /// The disk at `path`; nothing is opened yet.
+    /// The disk at `media`; nothing is opened yet.
     #[must_use]
-    pub const fn new(path: PathBuf, layout: SlotLayout) -> Self {
-        Self { path, layout, disk: None, invalidated: None, staged: None }
+    pub const fn new(media: Arc<dyn Media>, layout: SlotLayout) -> Self {
+        Self { media, layout, disk: None, invalidated: None, staged: None }
     }
 
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.path
+        self.media.path()
     }
 
     /// Forgets what was proved about the other slot.
@@ -82,8 +104,7 @@ impl Slots {
     /// # Errors
     /// [`SlotsError`]
     pub fn look(&self) -> Result<Disk, SlotsError> {
-        let medium = DiskFile::open(&self.path, Access::Read)?;
-        Ok(Disk::open(Arc::new(medium), &self.layout)?)
+        Ok(Disk::open(self.media.open(Access::Read)?, &self.layout)?)
     }
 
     /// The attributes of both slots, read from the medium.
@@ -97,7 +118,7 @@ impl Slots {
     fn open(&mut self) -> Result<&mut Disk, SlotsError> {
         let disk = match self.disk.take() {
             Some(disk) => disk,
-            None => Disk::open(Arc::new(DiskFile::open(&self.path, Access::Write)?), &self.layout)?,
+            None => Disk::open(self.media.open(Access::Write)?, &self.layout)?,
         };
         Ok(self.disk.insert(disk))
     }
@@ -154,7 +175,7 @@ impl Slots {
                 return Err(SlotsError::Misfit(format!(
                     "it has an image for the partition {}, which the slots of {} do not have (disk.roles)",
                     image.role,
-                    self.path.display()
+                    self.media.path().display()
                 )));
             };
             if partition.len < image.size {

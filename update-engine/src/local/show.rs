@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How often `--watch` looks.
@@ -34,7 +35,11 @@ pub(super) fn status(dir: &Path, watch: bool, json: bool) -> Result<Exit, LocalE
         match source.status() {
             Ok(status) if shown.as_ref() == Some(&status) => {}
             Ok(status) => {
-                let text = if json { json!(status).to_string() } else { status_text(&status) };
+                let text = if json {
+                    serde_json::to_string(&status).unwrap_or_default()
+                } else {
+                    status_text(&status)
+                };
                 print(&text)?;
                 shown = Some(status);
             }
@@ -109,7 +114,7 @@ pub(super) fn slots(options: &NodeOptions, json: bool) -> Result<Exit, LocalErro
         }
     };
     let record = StateFolder::view(&options.folder()?).load()?.record.unwrap_or_default();
-    let disk = Slots::new(device, layout).look()?;
+    let disk = Slots::new(Arc::new(device), layout).look()?;
     let next = disk.select().map(|(slot, _)| slot);
     let mut documents = Vec::new();
     let mut text = String::new();
