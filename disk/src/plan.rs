@@ -6,8 +6,9 @@ use protocol::payload::{Content, Index, Segment};
 use std::ops::Range;
 
 /// Stored bytes that are not needed are fetched all the same if they part two needed ranges by no more than this:
-/// another range costs about as much. In bytes.
-pub const GAP: u64 = 32 << 10;
+/// another range of one request costs about as much. With chunks of 16 KiB, 32 KiB here would fetch 8 % (v1 to v2 of the
+/// measured pair) to 49 % (v2 to v3) more than is needed. In bytes.
+pub const GAP: u64 = 4 << 10;
 
 /// Where a chunk's bytes come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
