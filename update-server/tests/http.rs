@@ -1,5 +1,11 @@
 //! Steps 4, 5 and 12 over HTTP: payloads by range, roles, events, signs of life, and errors in one form.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test stops at the first thing that does not work"
+)]
+
 mod common;
 
 use common::{Client, Server, check, error};

@@ -1,5 +1,11 @@
 //! A payload of 2 GiB goes in while 50 nodes download, and the server stays small. No time is measured.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test stops at the first thing that does not work"
+)]
+
 mod common;
 
 use bytes::Bytes;

@@ -1,5 +1,11 @@
 //! The real program: its commands, its files, and what is left after a kill.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test stops at the first thing that does not work"
+)]
+
 mod common;
 
 use common::{ARCH, Client, Operator, Release, done};

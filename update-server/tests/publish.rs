@@ -1,5 +1,11 @@
 //! Steps 3 and 4: what an operator pushes is what a node's TUF client finds, and nothing that is wrong gets in.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test stops at the first thing that does not work"
+)]
+
 mod common;
 
 use common::{Operator, Release, Server, done, error, node_sees, root_with, text};

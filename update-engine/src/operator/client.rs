@@ -39,7 +39,8 @@ impl Client {
     /// # Errors
     /// [`OperatorError`] where either is missing or not valid.
     pub fn new(options: &ServerOptions) -> Result<Self, OperatorError> {
-        let text = options.server.as_deref().filter(|text| !text.is_empty()).ok_or(OperatorError::NoServer)?;
+        let text =
+            options.server.as_deref().filter(|text| !text.is_empty()).ok_or(OperatorError::NoServer)?;
         let mut server = Url::parse(text).map_err(|_| OperatorError::Address(text.to_owned()))?;
         if !matches!(server.scheme(), "http" | "https") || server.cannot_be_a_base() {
             return Err(OperatorError::Address(text.to_owned()));
@@ -75,12 +76,7 @@ impl Client {
         OperatorError::Unreachable { server: self.server.to_string(), source: source.without_url() }
     }
 
-    async fn body(
-        &self,
-        mut response: Response,
-        what: &str,
-        limit: usize,
-    ) -> Result<Vec<u8>, OperatorError> {
+    async fn body(&self, mut response: Response, what: &str, limit: usize) -> Result<Vec<u8>, OperatorError> {
         let mut bytes = Vec::new();
         while let Some(piece) = response.chunk().await.map_err(|source| self.unreachable(source))? {
             if bytes.len() + piece.len() > limit {

@@ -14,7 +14,9 @@ pub enum OperatorError {
     #[error("not a server's address: expected a URL such as http://127.0.0.1:8400, found {0:?}")]
     Address(String),
     /// No token was given.
-    #[error("no token: expected --token TOKEN or UPDATECTL_TOKEN in the environment; update-server token create makes one")]
+    #[error(
+        "no token: expected --token TOKEN or UPDATECTL_TOKEN in the environment; update-server token create makes one"
+    )]
     NoToken,
     /// The HTTP client cannot be made.
     #[error("cannot start the HTTP client")]

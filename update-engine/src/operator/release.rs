@@ -22,7 +22,8 @@ pub enum ReleaseCommand {
     Push {
         /// The folder that image-tools release build made.
         dir: PathBuf,
-        /// Let nodes that confirmed a version up to this one go back to the release.
+        /// Let nodes that confirmed a version up to this one go back to the release. Without it, what was allowed
+        /// before stays allowed.
         #[arg(long, value_name = "VERSION")]
         allow_downgrade_from: Option<Version>,
         #[command(flatten)]
@@ -87,8 +88,9 @@ async fn push(
     let _: ReleaseList = client.get("api/v1/releases").await?;
     let current = signer.current(client).await?;
     let path = Manifest::target_path(&version, &arch);
-    let custom = TargetCustom { allow_downgrade_from };
     let listed = current.target(&path);
+    let before = listed.as_ref().and_then(|listed| listed.custom.allow_downgrade_from.clone());
+    let custom = TargetCustom { allow_downgrade_from: allow_downgrade_from.or(before) };
     let same_manifest = listed
         .as_ref()
         .is_some_and(|listed| listed.sha256 == Some(protocol::digest::Sha256::of(&folder.bytes)));
@@ -125,7 +127,11 @@ async fn push(
             "targets": published.targets, "snapshot": published.snapshot, "timestamp": published.timestamp,
         }))?;
     } else {
-        println!("pushed {version} for {arch}: {} uploaded, targets version {}", human(uploaded), published.targets);
+        println!(
+            "pushed {version} for {arch}: {} uploaded, targets version {}",
+            human(uploaded),
+            published.targets
+        );
         println!("next: updatectl channel set CHANNEL {version}");
     }
     Ok(Exit::Done)
@@ -211,7 +217,7 @@ async fn renew(sign: &SignOptions, client: &Client, json: bool) -> Result<Exit, 
     let signer = Signer::open(sign)?;
     let current = signer.current(client).await?;
     eprintln!(
-        "targets version {} -> {}: the same {} releases, signed anew",
+        "targets version {} -> {}: releases unchanged ({}), signed anew",
         current.version(),
         current.version().saturating_add(1),
         current.releases().count()

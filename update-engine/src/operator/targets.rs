@@ -80,7 +80,9 @@ fn peek(client: &Client, what: &str, bytes: &[u8], file: &str) -> Result<u64, Op
 pub(super) async fn fetch(client: &Client) -> Result<Option<(u64, Vec<u8>)>, OperatorError> {
     let Some(timestamp) = client.metadata("timestamp.json").await? else { return Ok(None) };
     let lacks = |name: &str| {
-        OperatorError::Refused(format!("the server names {name} and does not have it: expected a whole repository"))
+        OperatorError::Refused(format!(
+            "the server names {name} and does not have it: expected a whole repository"
+        ))
     };
     let name = format!("{}.snapshot.json", peek(client, "timestamp.json", &timestamp, "snapshot.json")?);
     let snapshot = client.metadata(&name).await?.ok_or_else(|| lacks(&name))?;
@@ -100,8 +102,7 @@ impl Signer {
         let path = options.root.clone().unwrap_or_else(|| folder.join("root.json"));
         let bytes = std::fs::read(&path).map_err(OperatorError::file(&path))?;
         let what = path.display().to_string();
-        let root =
-            verify_root_chain(&[bytes]).map_err(|source| OperatorError::Untrusted { what, source })?;
+        let root = verify_root_chain(&[bytes]).map_err(|source| OperatorError::Untrusted { what, source })?;
         let mut keys = Vec::new();
         for path in &options.key {
             let key =

@@ -124,7 +124,9 @@ fn check_payload(path: &Path, payload: &PayloadFile, bar: &ProgressBar) -> Resul
         if found == expected {
             return Ok(());
         }
-        Err(wrong(format!("the sha256 of {what} is {found}: expected {expected}, as the manifest says; build it again")))
+        Err(wrong(format!(
+            "the sha256 of {what} is {found}: expected {expected}, as the manifest says; build it again"
+        )))
     };
     compare("the file", whole.finish(), payload.sha256)?;
     compare("its head", head.finish(), payload.head_sha256)

@@ -153,7 +153,7 @@ impl Repository {
         let releases = releases::list(&mut change).await?;
         if !releases.iter().any(|release| release.manifest.version == *version) {
             return Err(PublishError::Missing(format!(
-                "there is no release {version}: expected one of {}; push it first with updatectl release push",
+                "there is no release {version}: expected {}; push it first with updatectl release push",
                 held(&releases)
             )));
         }
@@ -224,8 +224,13 @@ impl Repository {
     }
 }
 
+/// The releases that may be named instead of one that may not.
 fn held(releases: &[Release]) -> String {
-    let mut versions: Vec<String> = releases.iter().map(|r| r.manifest.version.to_string()).collect();
+    let mut versions: Vec<&str> = releases.iter().map(|r| r.manifest.version.as_str()).collect();
     versions.dedup();
-    if versions.is_empty() { "none, as the server holds none".to_owned() } else { versions.join(", ") }
+    match versions.as_slice() {
+        [] => "one that the server holds, and it holds none".to_owned(),
+        [only] => (*only).to_owned(),
+        _ => format!("one of {}", versions.join(", ")),
+    }
 }

@@ -1,6 +1,6 @@
 //! Steps 3 and 4, metadata and channel: what operators push. Nothing is stored before its signatures are checked.
 
-use super::{PublishError, Repository, held};
+use super::{PublishError, Repository};
 use crate::store::audit::{self, Change};
 use crate::store::documents::{self, Document};
 use crate::store::releases::{self, Release};
@@ -397,9 +397,8 @@ async fn check_unused(conn: &mut Connection, version: &Version, arch: &Arch) -> 
     for channel in &channels {
         if crate::decision::listed(&published, &channel.version).contains(version) {
             return Err(PublishError::Conflict(format!(
-                "the channel {} needs the release {version} for {arch}: point it at another one of {} first",
-                channel.channel,
-                held(&releases)
+                "the channel {} needs the release {version} for {arch}: point it at another release first",
+                channel.channel
             )));
         }
     }

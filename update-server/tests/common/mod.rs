@@ -1,5 +1,6 @@
 //! A server with a clock that tests own, and an operator with keys.
 #![allow(dead_code, unreachable_pub, reason = "each test program uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "a test stops at the first thing that does not work")]
 
 use jiff::{SignedDuration, Timestamp};
 use protocol::digest::Sha256;
@@ -43,8 +44,12 @@ pub struct Server {
 impl Server {
     /// A new server.
     pub async fn start() -> Self {
+        Self::start_at(Timestamp::from_second(1_900_000_000).unwrap()).await
+    }
+
+    /// A new server whose clock stands at `now`.
+    pub async fn start_at(now: Timestamp) -> Self {
         let dir = TempDir::new().unwrap();
-        let now = Timestamp::from_second(1_900_000_000).unwrap();
         data_dir::init(&dir.path().join("srv"), now).await.unwrap();
         Self::run(dir, Arc::new(Mutex::new(now))).await
     }
@@ -68,8 +73,14 @@ impl Server {
 
     /// Ends it in good order and starts it again on the same folder.
     pub async fn restart(self) -> Self {
+        self.restart_after(|_| {}).await
+    }
+
+    /// Ends it in good order, lets `change` have its folder, and starts it again.
+    pub async fn restart_after(self, change: impl FnOnce(&Path)) -> Self {
         self.stop.send(()).unwrap();
         self.task.await.unwrap().unwrap();
+        change(&self.dir.path().join("srv"));
         Self::run(self.dir, self.time).await
     }
 
