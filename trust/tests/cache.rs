@@ -1,5 +1,6 @@
 //! Step 5: what a node remembers, and what happens when its folder of trusted metadata is damaged or its clock is
 //! wrong. Each test is a row of docs/trust.md.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test stops at the first thing that does not work")]
 
 mod common;
 
@@ -179,9 +180,9 @@ async fn store_that_cannot_be_written_fails_the_refresh() {
         let path = node.metadata().join(name);
         // A file where a folder must be, or the other way round: no permission would stop a test run by root.
         if name.ends_with(".json") {
-            std::fs::create_dir(&path).unwrap()
+            std::fs::create_dir(&path).unwrap();
         } else {
-            std::fs::write(&path, "").unwrap()
+            std::fs::write(&path, "").unwrap();
         }
         let error = node.refresh(&fixture).await.unwrap_err();
         assert!(

@@ -1,4 +1,5 @@
 //! Step 5: offers that a node must refuse, and the few it may take. Each test is a row of docs/trust.md.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test stops at the first thing that does not work")]
 
 mod common;
 
