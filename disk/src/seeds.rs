@@ -100,7 +100,7 @@ impl SeedMap {
     }
 }
 
-/// Cuts and hashes all windows, one thread for each, and keeps what the image of `index` needs. A window that cannot
+/// Cuts and hashes all windows at once and keeps what the image of `index` needs. A window that cannot
 /// be read is left out from there on: seeds only save work. `progress` is told how many bytes were read, as they are.
 #[must_use]
 pub fn scan(index: &Index, windows: Vec<SeedWindow>, progress: &(dyn Fn(u64) + Sync)) -> SeedMap {
@@ -162,6 +162,23 @@ struct Found {
     zeroes: Vec<Range<u64>>,
 }
 
+/// Pieces that are hashed together, end to end.
+#[derive(Default)]
+struct Batch {
+    bytes: Vec<u8>,
+    /// The lengths of data pieces in `bytes`, and of zero pieces, which are not there.
+    pieces: Vec<(u64, PieceKind)>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum PieceKind {
+    Zero,
+    Data,
+    /// Not a piece: the next one begins at this offset.
+    Jump,
+}
+
+/// Two threads for each window: one reads and cuts, one hashes, which takes longer.
 fn scan_window(
     index: &Index,
     wanted: &Wanted,
@@ -170,33 +187,51 @@ fn scan_window(
 ) -> Found {
     let mut found = Found::default();
     let partition = window.target.map(|p| &index.partitions[p]);
-    let mut position = Position::new(partition);
+    let (full, batches) = crossbeam_channel::bounded(2);
+    std::thread::scope(|scope| {
+        scope.spawn(move || cut_window(index, window, partition, progress, &full));
+        let mut position = Position::new(partition);
+        let mut at = 0;
+        for batch in batches {
+            found.batch(&batch, &mut at, wanted, &mut position);
+        }
+        position.zero_chunks_in_place(&mut found);
+    });
+    found
+}
+
+fn cut_window(
+    index: &Index,
+    window: &SeedWindow,
+    partition: Option<&Partition>,
+    progress: &(dyn Fn(u64) + Sync),
+    full: &crossbeam_channel::Sender<Batch>,
+) {
     // A target is cut anew where the image will end: what follows there is nothing of ours, and would otherwise
     // decide where the image's last chunk seems to end.
     let end = partition.map_or(window.window.len(), |p| p.size.min(window.window.len()));
     for stretch in [0..end, end..window.window.len()] {
-        let mut at = stretch.start;
-        let mut take = |piece: Piece<'_>| match piece {
-            Piece::Zero(len) => {
-                found.zero(at..at + len);
-                at += len;
-            }
-            Piece::Data(bytes) => {
-                let sha256 = Sha256::of(bytes);
-                if wanted.0.contains_key(&sha256) {
-                    found.places.push((sha256, at));
-                    found.in_place.extend(position.chunk_at(at, bytes.len() as u64, &sha256));
+        let mut batch = Batch { pieces: vec![(stretch.start, PieceKind::Jump)], ..Batch::default() };
+        let mut take = |piece: Piece<'_>| {
+            match piece {
+                Piece::Zero(len) => batch.pieces.push((len, PieceKind::Zero)),
+                Piece::Data(bytes) => {
+                    batch.bytes.extend_from_slice(bytes);
+                    batch.pieces.push((bytes.len() as u64, PieceKind::Data));
                 }
-                at += bytes.len() as u64;
+            }
+            if batch.bytes.len() >= READ {
+                // Fails only if the other thread panicked, which ends the scan anyway.
+                let next = Batch { bytes: Vec::with_capacity(READ + READ / 4), ..Batch::default() };
+                let _ = full.send(std::mem::replace(&mut batch, next));
             }
         };
         if let Err(error) = cut_stretch(index, &window.window, stretch, progress, &mut take) {
             tracing::warn!(window = window.name, %error, "cannot look for content that need not be fetched");
-            break;
+            return;
         }
+        let _ = full.send(batch);
     }
-    position.zero_chunks_in_place(&mut found);
-    found
 }
 
 fn cut_stretch(
@@ -221,6 +256,29 @@ fn cut_stretch(
 }
 
 impl Found {
+    fn batch(&mut self, batch: &Batch, at: &mut u64, wanted: &Wanted, position: &mut Position<'_>) {
+        let mut bytes = batch.bytes.as_slice();
+        for (len, kind) in &batch.pieces {
+            match kind {
+                PieceKind::Jump => {
+                    *at = *len;
+                    continue;
+                }
+                PieceKind::Zero => self.zero(*at..*at + len),
+                PieceKind::Data => {
+                    let (piece, rest) = bytes.split_at(usize::try_from(*len).unwrap_or(bytes.len()));
+                    bytes = rest;
+                    let sha256 = Sha256::of(piece);
+                    if wanted.0.contains_key(&sha256) {
+                        self.places.push((sha256, *at));
+                        self.in_place.extend(position.chunk_at(*at, *len, &sha256));
+                    }
+                }
+            }
+            *at += len;
+        }
+    }
+
     fn zero(&mut self, range: Range<u64>) {
         match self.zeroes.last_mut() {
             Some(last) if last.end == range.start => last.end = range.end,

@@ -19,6 +19,8 @@ struct Memory {
     bytes: Mutex<Vec<u8>>,
     writes: Mutex<Vec<Range<u64>>>,
     writes_left: AtomicUsize,
+    /// Reading at or behind this offset fails.
+    readable: AtomicU64,
 }
 
 impl Memory {
@@ -27,6 +29,7 @@ impl Memory {
             bytes: Mutex::new(bytes),
             writes: Mutex::default(),
             writes_left: AtomicUsize::new(usize::MAX),
+            readable: AtomicU64::new(u64::MAX),
         })
     }
 
@@ -57,6 +60,9 @@ impl Medium for Memory {
         self.bytes.lock().unwrap().len() as u64
     }
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        if offset + buf.len() as u64 > self.readable.load(Ordering::SeqCst) {
+            return Err(io::Error::other("a bad sector"));
+        }
         let at = usize::try_from(offset).unwrap();
         buf.copy_from_slice(&self.bytes.lock().unwrap()[at..at + buf.len()]);
         Ok(())

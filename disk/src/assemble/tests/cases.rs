@@ -306,3 +306,38 @@ fn gaps_are_fetched_if_they_are_short() {
         assert!(case.holds(&[&root]));
     }
 }
+
+/// Places lie where the bytes are, whatever holes and however many reads are before them; a window that cannot be
+/// read to its end helps as far as it goes.
+#[test]
+fn every_place_that_a_scan_finds_holds_what_it_says() {
+    let old =
+        [text(1_500_000, 1), vec![0; 3_000_001], noise(900_000, 2), vec![0; 70_000], text(999, 3)].concat();
+    let new = [noise(5000, 4), old.clone()].concat();
+    let (file, index) = payload(&[&new], SMALL);
+    let find = |readable: u64| {
+        let (targets, others) = ([Memory::new(vec![7; new.len()])], [Memory::new(old.clone())]);
+        others[0].readable.store(readable, Ordering::SeqCst);
+        let case = Case { file: &file, index: &index, targets: &targets, others: &others, workers: 2 };
+        let seeds = case.seeds();
+        let mut known = 0;
+        for chunk in &index.partitions[0].chunks {
+            let Some(sha256) = chunk.sha256() else { continue };
+            let Some(place) = seeds.place(&sha256) else { continue };
+            assert_eq!(place.window, 0);
+            let at = usize::try_from(place.offset).unwrap();
+            assert_eq!(Sha256::of(&old[at..at + chunk.len as usize]), sha256);
+            known += u64::from(chunk.len);
+        }
+        // A seed that can no longer be read is fetched.
+        others[0].readable.store(1_000_000, Ordering::SeqCst);
+        case.install_with(&seeds, &mut Source::new(&file)).unwrap();
+        assert!(case.holds(&[&new]));
+        known
+    };
+    let whole = find(u64::MAX);
+    assert!(whole > 2_300_000, "{whole}");
+    let part = find(2 << 20);
+    assert!(part > 1_000_000 && part < whole - 800_000, "{part} of {whole}");
+    assert_eq!(find(0), 0);
+}
