@@ -22,13 +22,15 @@ pub mod plan;
 pub mod seeds;
 pub mod slots;
 pub mod table;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod window;
 
 pub use device::{Access, DiskFile, OpenError};
+pub use error::DiskError;
 pub use layout::{RoleLayout, SlotLayout};
 pub use medium::{AlignedBuf, Medium, ReadBack};
 pub use mounts::{MountTable, SystemMounts};
 pub use slots::{InvalidatedSlot, StagedSlot, TargetSlot, VerifyError};
-pub use error::DiskError;
 pub use table::{Disk, PartitionView, TableHealth};
 pub use window::SlotWindow;
