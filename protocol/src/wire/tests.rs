@@ -61,7 +61,8 @@ fn newer(value: &mut serde_json::Value) {
     match value {
         serde_json::Value::Object(fields) => {
             fields.values_mut().for_each(newer);
-            fields.insert("from_a_newer_version".to_owned(), serde_json::json!({ "any": ["thing", 1, null] }));
+            fields
+                .insert("from_a_newer_version".to_owned(), serde_json::json!({ "any": ["thing", 1, null] }));
         }
         serde_json::Value::Array(items) => items.iter_mut().for_each(newer),
         _ => {}
