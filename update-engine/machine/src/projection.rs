@@ -94,12 +94,12 @@ fn resting(state: &State) -> (StateName, String) {
         return (StateName::Rebooting, run.note.clone());
     }
     let error = || run.error.clone().unwrap_or_default();
+    if run.probe_at.is_some() {
+        return (StateName::Error, error());
+    }
     if !facts.attributes.get(facts.slot).successful() {
         let name = if record.condemned(facts.slot) { StateName::RolledBack } else { StateName::Confirming };
         return (name, if run.error.is_some() { error() } else { run.note.clone() });
-    }
-    if run.probe_at.is_some() {
-        return (StateName::Error, error());
     }
     if let Some(intent) = record.intent.as_ref().filter(|intent| intent.flip == Flip::Activated) {
         let version = &intent.content.version;

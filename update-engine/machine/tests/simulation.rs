@@ -21,6 +21,7 @@ struct Life {
     reboot_allowed: bool,
     qualities: Vec<Quality>,
     actions: Vec<Action>,
+    lists_older: bool,
     /// A release that is no good, offered when the faults are over.
     finale: Quality,
 }
@@ -101,17 +102,18 @@ fn lives() -> impl Strategy<Value = Life> {
     (
         prop::sample::select(strategies),
         prop::sample::select(vec![Mode::Daemon, Mode::Daemon, Mode::Once]),
-        prop::bool::weighted(0.8),
+        (prop::bool::weighted(0.8), any::<bool>()),
         prop::collection::vec(qualities(), 1..6),
         prop::collection::vec(actions(), 1..200),
         prop::sample::select(BAD.to_vec()),
     )
-        .prop_map(|(strategy, mode, reboot_allowed, qualities, actions, finale)| Life {
+        .prop_map(|(strategy, mode, (reboot_allowed, lists_older), qualities, actions, finale)| Life {
             strategy,
             mode,
             reboot_allowed,
             qualities,
             actions,
+            lists_older,
             finale,
         })
 }
@@ -123,6 +125,7 @@ fn node(life: &Life, mutation: Option<Mutation>) -> World {
     let mut world = World::new(life.strategy, life.mode, Server::new(&qualities));
     world.mutation = mutation;
     world.reboot_allowed = life.reboot_allowed;
+    world.server.lists_older = life.lists_older;
     let midnight = jiff::civil::time(0, 0, 0, 0);
     let windows = vec![Window { days: Vec::new(), start: midnight, length_s: 4 * 3600 }];
     let policy = Policy { windows, ..world.policy.clone() };
@@ -208,9 +211,7 @@ fn noticed(mutation: Mutation) {
     let config = Config { cases: 3_000, failure_persistence: None, max_shrink_iters: 0, ..Config::default() };
     let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
     let mut runner = TestRunner::new_with_rng(config, rng);
-    let result = runner.run(&lives(), |life| {
-        live(&life, Some(mutation)).1.map_err(TestCaseError::fail)
-    });
+    let result = runner.run(&lives(), |life| live(&life, Some(mutation)).1.map_err(TestCaseError::fail));
     let Err(error) = result else { panic!("{mutation:?} goes unnoticed") };
     let text = error.to_string();
     println!("{mutation:?}: {}", text.lines().next().unwrap_or_default());

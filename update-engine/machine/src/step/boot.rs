@@ -42,7 +42,6 @@ impl Turn {
 
     /// Brings the record in line with what is there. Nothing is written but the record.
     fn reconcile(&mut self, facts: Facts) {
-        self.drop_update();
         self.state.run.judgement = Judgement::Pending;
         self.state.record.last_boot = Some(LastBoot { boot_id: facts.boot_id.clone(), slot: facts.slot });
         if let Some(intent) = self.state.record.intent.take() {

@@ -34,6 +34,7 @@ pub fn lasting(world: &World) -> Outcome {
         }
     }
     on_record(world)?;
+    contents(world)?;
     let safe = Slot::ALL.into_iter().any(|slot| {
         let attributes = world.table.get(slot);
         let Bytes::Whole(index) = *world.bytes.get(slot) else { return false };
@@ -41,6 +42,19 @@ pub fn lasting(world: &World) -> Outcome {
         attributes.successful() && attributes.bootable() && proven
     });
     if safe { Ok(()) } else { deny(format!("no slot is bootable, intact and proven: {:?}", world.table)) }
+}
+
+/// What the record says that a slot holds, it holds.
+fn contents(world: &World) -> Outcome {
+    let record = world.record();
+    for slot in Slot::ALL {
+        let digest = record.slots.get(slot).as_ref().and_then(|content| content.digest);
+        let Some(index) = digest.map(|digest| world.server.of_digest(&digest)) else { continue };
+        if *world.bytes.get(slot) != Bytes::Whole(index) {
+            return deny(format!("slot {slot} is on record as holding release {index}, and does not"));
+        }
+    }
+    Ok(())
 }
 
 /// The next boot goes to another slot only where that is on record: as intended, or as still to be put right.
@@ -153,6 +167,10 @@ pub fn table(world: &World, operation: &Operation) -> Outcome {
         Operation::Condemn { slot } => {
             if !record.condemned(*slot) {
                 return deny("a slot is condemned before that is durable");
+            }
+            let failed = |index| world.ledger.failed.contains(&index);
+            if !matches!(*world.bytes.get(*slot), Bytes::Whole(index) if failed(index)) {
+                return deny("a slot is condemned whose release never failed");
             }
             let other = *world.table.get(slot.other());
             if other.bootable() { Ok(()) } else { deny("the last bootable slot is condemned") }

@@ -255,6 +255,11 @@ impl World {
         self.state().and_then(|state| state.operation().cloned())
     }
 
+    /// The evidence that this process holds.
+    pub fn evidence(&self) -> Option<(Slot, Sha256)> {
+        self.process.as_ref().and_then(|process| process.evidence)
+    }
+
     /// The release that runs.
     pub fn running(&self) -> usize {
         match self.bytes.get(self.booted) {

@@ -29,12 +29,15 @@ pub struct Server {
     pub channel: Option<usize>,
     pub online: bool,
     pub hold: bool,
+    /// The channel file also lists every older release, so that a newer one does not withdraw what it supersedes.
+    pub lists_older: bool,
 }
 
 impl Server {
     /// Releases 0, 1, 2… of these qualities, versions 1.0.0, 1.1.0, 1.2.0…; the channel points at the first.
     pub fn new(qualities: &[Quality]) -> Self {
-        let mut server = Self { releases: Vec::new(), channel: Some(0), online: true, hold: false };
+        let mut server =
+            Self { releases: Vec::new(), channel: Some(0), online: true, hold: false, lists_older: false };
         for quality in qualities {
             server.publish(*quality);
         }
@@ -82,7 +85,10 @@ impl Server {
             return Err(Failure::new(FailureKind::Network, "the server cannot be reached"));
         }
         let listed = self.channel.map(|index| self.release(index).clone());
-        let withdrawn = pending.is_some() && pending != listed.as_ref();
+        let withdrawn = pending.is_some_and(|pending| match &listed {
+            Some(listed) if self.lists_older => listed.version.is_older_than(&pending.version),
+            listed => listed.as_ref() != Some(pending),
+        });
         let answer = match listed {
             _ if self.hold => Answer::Hold("not this node's turn".to_owned()),
             None => Answer::Nothing("the channel is empty".to_owned()),
