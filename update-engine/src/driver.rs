@@ -249,7 +249,8 @@ impl Driver {
         }
         let old = self.shown.as_ref().map(|old| (old.state, old.reason.clone()));
         if old != Some((status.state, status.reason.clone())) {
-            tracing::info!(state = %status.state, "{}", status.reason);
+            let reason = if status.reason.is_empty() { "" } else { ": " };
+            tracing::info!("{}{reason}{}", status.state, status.reason);
         }
         if let Err(error) = crate::status::write(&self.folder.status_path(), &status) {
             tracing::warn!("cannot write {}: {error}", self.folder.status_path().display());

@@ -124,7 +124,7 @@ async fn run(path: &Path, subject: &Subject, limit: Instant, is_deadline: bool) 
 /// Reads all there is and keeps its end.
 async fn tail(source: Option<impl AsyncRead + Unpin>, kept: &mut Vec<u8>) {
     let Some(mut source) = source else { return };
-    let mut buffer = [0; 4096];
+    let mut buffer = vec![0; 4096];
     while let Ok(count @ 1..) = source.read(&mut buffer).await {
         kept.extend_from_slice(&buffer[..count]);
         let excess = kept.len().saturating_sub(EVIDENCE_MAX);

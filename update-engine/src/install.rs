@@ -311,7 +311,7 @@ impl Installer {
             total = plan.bytes_total,
             "looked at what is here already"
         );
-        let (pause, mut passed) = (self.pause.clone(), 0);
+        let (pause, mut passed) = (self.pause, 0);
         let mut source = NetworkBytes::new(payload, runtime, Arc::clone(&self.abort), move |bytes| {
             passed += bytes;
             pause.at(Point::Downloading(passed));

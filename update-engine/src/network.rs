@@ -73,7 +73,7 @@ impl Client {
         if answer.schema == wire::SCHEMA {
             Ok(answer)
         } else {
-            Err(NetworkError::Schema { url, expected: wire::SCHEMA, found: answer.schema })
+            Err(NetworkError::Schema { url: url.to_string(), expected: wire::SCHEMA, found: answer.schema })
         }
     }
 
@@ -137,12 +137,12 @@ impl Client {
         let response = match tokio::time::timeout(wait, request.send()).await {
             Ok(Ok(response)) => response,
             Ok(Err(source)) => {
-                return Err(NetworkError::Request { url: url.clone(), source: source.without_url() });
+                return Err(NetworkError::Request { url: url.to_string(), source: source.without_url() });
             }
-            Err(_) => return Err(NetworkError::Stalled { url: url.clone(), bytes: 0, after: wait }),
+            Err(_) => return Err(NetworkError::Stalled { url: url.to_string(), bytes: 0, after: wait }),
         };
         if response.status().is_success() {
-            Ok(Body::new(url.clone(), response, &self.limits))
+            Ok(Body::new(url, response, &self.limits))
         } else {
             Err(error::from_response(url, response, &self.limits).await)
         }
@@ -150,5 +150,5 @@ impl Client {
 }
 
 fn parse<T: DeserializeOwned>(url: &Url, bytes: &[u8]) -> Result<T, NetworkError> {
-    serde_json::from_slice(bytes).map_err(|source| NetworkError::Json { url: url.clone(), source })
+    serde_json::from_slice(bytes).map_err(|source| NetworkError::Json { url: url.to_string(), source })
 }

@@ -108,12 +108,13 @@ fn serve(run: Run) -> Result<Exit, Box<dyn Error>> {
 
 /// Says what came of it: data on stdout, what is wrong on stderr.
 fn report(exit: Exit, status: &Status, json: bool) -> Result<(), Box<dyn Error>> {
+    let bad = matches!(exit, Exit::Failed | Exit::Refused);
     if json {
         println!("{}", serde_json::to_string(status)?);
-    } else {
+    } else if !bad {
         println!("{}: {}", status.state, status.reason);
     }
-    if matches!(exit, Exit::Failed | Exit::Refused) {
+    if bad {
         eprintln!("update-engine: {}", status.error.as_ref().unwrap_or(&status.reason));
     }
     Ok(())

@@ -88,7 +88,7 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "download.gap_bytes",
-        Some("16384"),
+        Some("4096"),
         "stored bytes not needed are fetched all the same where they lie between two needed pieces and are fewer than this: one request costs more",
     ),
     key("download.parallel_requests", Some("4"), "how many ranges are asked for ahead of the one being read"),

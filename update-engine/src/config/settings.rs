@@ -215,8 +215,8 @@ impl Reader<'_> {
         self.merged.get(path).map_or(Origin::Default, |set| set.origin.clone())
     }
 
-    fn bad(&self, key: &str, problem: impl ToString) -> ConfigError {
-        ConfigError::Value { origin: self.origin(key), key: key.to_owned(), problem: problem.to_string() }
+    fn bad(&self, key: &str, problem: impl Into<String>) -> ConfigError {
+        ConfigError::Value { origin: self.origin(key), key: key.to_owned(), problem: problem.into() }
     }
 
     fn check<T, E: ToString>(&self, key: &str, result: Result<T, E>) -> Result<T, ConfigError> {

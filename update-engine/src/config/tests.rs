@@ -1,1 +1,173 @@
+//! Where a value comes from, and what is said about one that cannot be used.
 
+use super::*;
+use machine::Strategy;
+
+const NEEDED: &str = "[server]\nurl = \"https://u.example\"\n[identity]\nchannel = \"stable\"\n";
+
+fn fragment(path: &str, text: &str) -> Fragment {
+    Fragment::parse(Path::new(path), text).unwrap()
+}
+
+fn settings(text: &str) -> Result<Settings, String> {
+    let merged = Fragment::parse(Path::new("/etc/node.toml"), text).map(|f| Merged::from_fragments([f]));
+    merged.and_then(|merged| Settings::from_merged(&merged)).map_err(|error| crate::error::chain(&error))
+}
+
+/// Files as `(folder, name, group)`, and the group that results with the file it comes from.
+#[test]
+fn precedence() {
+    type Case = (&'static [(usize, &'static str, &'static str)], &'static str, &'static str);
+    let cases: &[Case] = &[
+        (&[], "default", "default"),
+        (&[(0, "10-a.toml", "vendor")], "vendor", "0/10-a.toml:2"),
+        // The same name: the later folder's file replaces the earlier one.
+        (&[(0, "10-a.toml", "vendor"), (1, "10-a.toml", "runtime")], "runtime", "1/10-a.toml:2"),
+        (&[(0, "10-a.toml", "vendor"), (2, "10-a.toml", "site")], "site", "2/10-a.toml:2"),
+        (&[(0, "a.toml", "1"), (1, "a.toml", "2"), (2, "a.toml", "3")], "3", "2/a.toml:2"),
+        // Different names: the later name wins, wherever it lies.
+        (&[(0, "20-b.toml", "vendor"), (2, "10-a.toml", "site")], "vendor", "0/20-b.toml:2"),
+        (&[(0, "10-a.toml", "vendor"), (1, "20-b.toml", "runtime")], "runtime", "1/20-b.toml:2"),
+        // Other endings are no fragments.
+        (&[(0, "10-a.toml", "vendor"), (2, "20-b.toml.bak", "site")], "vendor", "0/10-a.toml:2"),
+    ];
+    for (files, group, origin) in cases {
+        let root = tempfile::tempdir().unwrap();
+        let folders: Vec<_> = (0..3).map(|i| root.path().join(i.to_string())).collect();
+        for (folder, name, group) in *files {
+            std::fs::create_dir_all(&folders[*folder]).unwrap();
+            std::fs::write(folders[*folder].join(name), format!("[identity]\ngroup = \"{group}\"\n"))
+                .unwrap();
+        }
+        let merged = Merged::from_folders(&folders).unwrap();
+        let effective = merged.effective().into_iter().find(|e| e.key == "identity.group").unwrap();
+        assert_eq!(effective.value.unwrap(), format!("\"{group}\""), "{files:?}");
+        let found = effective.origin.unwrap().to_string();
+        assert!(found.ends_with(origin), "{files:?}: {found}");
+    }
+}
+
+#[test]
+fn a_replaced_file_leaves_nothing_behind_but_single_values_are_overridden_one_by_one() {
+    let root = tempfile::tempdir().unwrap();
+    let folders: Vec<_> = (0..3).map(|i| root.path().join(i.to_string())).collect();
+    for (folder, name, text) in [
+        (0, "10-a.toml", "[health]\ndeadline_s = 10\ncheck_timeout_s = 5\n"),
+        (0, "20-b.toml", "[policy]\ntries = 5\npoll_interval_s = 60\n"),
+        (2, "10-a.toml", "[health]\ndeadline_s = 20\n"),
+        (1, "30-c.toml", "[policy]\ntries = 7\n"),
+    ] {
+        std::fs::create_dir_all(&folders[folder]).unwrap();
+        std::fs::write(folders[folder].join(name), text).unwrap();
+    }
+    std::fs::write(folders[0].join("05-needed.toml"), NEEDED).unwrap();
+    let settings = Settings::from_merged(&Merged::from_folders(&folders).unwrap()).unwrap();
+    assert_eq!(settings.health.deadline.as_secs(), 20);
+    assert_eq!(settings.health.check_timeout.as_secs(), 60, "the default: the replaced file does not count");
+    assert_eq!((settings.policy.tries, settings.policy.poll_interval_s), (7, 60));
+}
+
+#[test]
+fn the_issues_configuration_is_enough() {
+    let text = format!(
+        "{NEEDED}group = \"default\"\n[trust]\nroot = \"keys/root.json\"\n[reboot]\nstrategy = \"off\"\n"
+    );
+    let settings = settings(&text).unwrap();
+    assert_eq!(settings.server.url.as_str(), "https://u.example/");
+    assert_eq!(settings.root, Path::new("/etc/keys/root.json"), "relative to the file that names it");
+    assert_eq!(settings.policy.strategy, Strategy::Off);
+    assert_eq!(settings.disk.layout, disk::SlotLayout::default());
+    assert!(!settings.health.dir_is_set);
+}
+
+#[test]
+fn every_mistake_names_its_place() {
+    let cases = [
+        ("[server]\nurll = \"x\"\n", "/etc/node.toml:2: unknown key server.urll: known in [server]: url"),
+        ("[sever]\nurl = \"x\"\n", "/etc/node.toml:1: unknown key sever: known tables: server, identity"),
+        ("server = 3\n", "/etc/node.toml:1: unknown key server"),
+        ("[server]\nurl = [\n", "/etc/node.toml:"),
+        (
+            "\n\n[policy]\n\ntries = 16\n",
+            "/etc/node.toml:5: policy.tries: expected a number from 1 to 15, found 16",
+        ),
+        (
+            "[policy]\ntries = \"3\"\n",
+            "/etc/node.toml:2: policy.tries: invalid type: string \"3\", expected i64",
+        ),
+        ("[reboot]\nstrategy = \"later\"\n", "/etc/node.toml:2: reboot.strategy: unknown variant `later`"),
+        ("[reboot]\nstrategy = \"window\"\n", "reboot.windows: strategy window needs at least one window"),
+        ("[reboot]\nwindows = [{ start = \"25:00\", length_s = 60 }]\n", "expected a start like 02:00"),
+        ("[reboot]\ncommand = []\n", "/etc/node.toml:2: reboot.command: expected a program"),
+        ("[disk]\nroles = [{ role = \"boot\", a = \"A\", b = \"B\" }]\n", "expected a role \"root\""),
+        (
+            "[disk]\nroles = [{ role = \"root\", a = \"R\", b = \"R\" }]\n",
+            "does not have one partition a and one b",
+        ),
+        ("[trust]\nroot = \"\"\n", "/etc/node.toml:2: trust.root: expected a path"),
+        ("[download]\nstall_timeout_s = 0\n", "expected a number from 1 to 3600, found 0"),
+    ];
+    for (text, part) in cases {
+        let text = if text.contains("[server]") || text.contains("server =") {
+            text.to_owned()
+        } else {
+            format!("{text}{NEEDED}")
+        };
+        let error = settings(&text).unwrap_err();
+        assert!(error.contains(part), "{text:?}: {error}");
+    }
+    for url in ["ftp://x/", "x", "http://x/?a=b", "http://x/#a"] {
+        let error = settings(&format!("[server]\nurl = {url:?}\n[identity]\nchannel = \"a\"\n")).unwrap_err();
+        assert!(error.contains("expected an http or https address"), "{error}");
+    }
+    assert!(
+        settings("[identity]\nchannel = \"a/b\"\n[server]\nurl = \"http://x\"\n")
+            .unwrap_err()
+            .contains(":2: ")
+    );
+}
+
+#[test]
+fn what_is_missing_is_told_with_its_meaning() {
+    let error = settings("[server]\nurl = \"http://x\"\n").unwrap_err();
+    assert!(error.contains("identity.channel is not set: the channel this node follows"), "{error}");
+    assert!(error.contains("/etc/node.toml"), "{error}");
+    let nothing = Settings::from_merged(&Merged::default()).unwrap_err().to_string();
+    assert!(nothing.contains("server.url") && nothing.contains(FOLDERS[2]), "{nothing}");
+}
+
+#[test]
+fn windows_and_roles_are_read() {
+    let text = format!(
+        "{NEEDED}[reboot]\nstrategy = \"window\"\ntime_zone = \"Europe/Berlin\"\n\
+         windows = [{{ days = [\"sat\", \"sun\"], start = \"02:30\", length_s = 3600 }}]\n\
+         [disk]\nroles = [{{ role = \"root\", a = \"USR-A\", b = \"USR-B\" }}]\n"
+    );
+    let settings = settings(&text).unwrap();
+    assert_eq!(settings.policy.windows[0].days.len(), 2);
+    assert_eq!(settings.policy.windows[0].start.to_string(), "02:30:00");
+    assert_eq!(settings.disk.layout.roles[0].b, "USR-B");
+}
+
+#[test]
+fn defaults_are_valid_and_later_fragments_win() {
+    let merged = Merged::from_fragments([
+        fragment("/usr/a.toml", NEEDED),
+        fragment("/etc/b.toml", "[identity]\nchannel = \"beta\"\n"),
+    ]);
+    let settings = Settings::from_merged(&merged).unwrap();
+    assert_eq!(settings.identity.channel.as_str(), "beta");
+    let beta = merged.effective().into_iter().find(|e| e.key == "identity.channel").unwrap();
+    assert_eq!(beta.origin.unwrap().to_string(), "/etc/b.toml:2");
+}
+
+#[test]
+fn the_documentation_has_the_same_table() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/operating.md");
+    let text = std::fs::read_to_string(&path).unwrap();
+    for key in keys::KEYS {
+        let default = key.default.map_or(String::new(), |default| format!("`{default}`"));
+        let row = format!("| `{}` | {default} | {} |", key.path, key.doc);
+        assert!(text.contains(&row), "docs/operating.md lacks this row:\n{row}");
+    }
+}

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 /// server.
 #[derive(Debug)]
 pub struct Body {
-    url: Url,
+    url: String,
     response: Response,
     received: u64,
     window: Duration,
@@ -21,13 +21,13 @@ pub struct Body {
 }
 
 impl Body {
-    pub(super) fn new(url: Url, response: Response, limits: &Download) -> Self {
+    pub(super) fn new(url: &Url, response: Response, limits: &Download) -> Self {
         Self {
-            url,
+            url: url.to_string(),
             response,
             received: 0,
             window: limits.stall_timeout,
-            window_bytes: limits.low_speed.saturating_mul(limits.stall_timeout.as_secs()),
+            window_bytes: least_bytes(limits),
             waited: Duration::ZERO,
             got: 0,
         }
@@ -98,4 +98,10 @@ impl Body {
         }
         Ok(all)
     }
+}
+
+/// How much must come in one window of time.
+fn least_bytes(limits: &Download) -> u64 {
+    let millis = u64::try_from(limits.stall_timeout.as_millis()).unwrap_or(u64::MAX);
+    (limits.low_speed.saturating_mul(millis) / 1000).max(1)
 }

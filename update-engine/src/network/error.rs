@@ -31,7 +31,7 @@ pub enum NetworkError {
     #[error("no answer from {url}")]
     Request {
         /// What was asked.
-        url: Url,
+        url: String,
         /// Why.
         #[source]
         source: reqwest::Error,
@@ -40,7 +40,7 @@ pub enum NetworkError {
     #[error("the answer of {url} broke off after {bytes} bytes")]
     Broken {
         /// What was asked.
-        url: Url,
+        url: String,
         /// How much of the body came.
         bytes: u64,
         /// Why.
@@ -51,7 +51,7 @@ pub enum NetworkError {
     #[error("{url} stalled: {bytes} bytes in {} s", after.as_secs())]
     Stalled {
         /// What was asked.
-        url: Url,
+        url: String,
         /// How much came in that time.
         bytes: u64,
         /// How long was waited.
@@ -63,7 +63,7 @@ pub enum NetworkError {
     )]
     Redirect {
         /// What was asked.
-        url: Url,
+        url: String,
         /// 3xx.
         status: StatusCode,
         /// Where it points.
@@ -73,7 +73,7 @@ pub enum NetworkError {
     #[error("{url} answered {status}{}", if message.is_empty() { String::new() } else { format!(" ({message})") })]
     Status {
         /// What was asked.
-        url: Url,
+        url: String,
         /// 4xx or 5xx.
         status: StatusCode,
         /// What the server says about it.
@@ -85,7 +85,7 @@ pub enum NetworkError {
     #[error("{url} sent the wrong range: expected {expected}, found {found}")]
     WrongRange {
         /// What was asked.
-        url: Url,
+        url: String,
         /// `bytes first-last/size`
         expected: String,
         /// What the answer says.
@@ -97,7 +97,7 @@ pub enum NetworkError {
     )]
     RangeIgnored {
         /// What was asked.
-        url: Url,
+        url: String,
         /// Bytes before the part.
         skip: u64,
         /// The bound.
@@ -107,7 +107,7 @@ pub enum NetworkError {
     #[error("{url} sent more than the {limit} bytes that are accepted")]
     TooLong {
         /// What was asked.
-        url: Url,
+        url: String,
         /// The bound.
         limit: u64,
     },
@@ -115,7 +115,7 @@ pub enum NetworkError {
     #[error("the answer of {url} is not what was expected")]
     Json {
         /// What was asked.
-        url: Url,
+        url: String,
         /// What the parser found.
         #[source]
         source: serde_json::Error,
@@ -124,7 +124,7 @@ pub enum NetworkError {
     #[error("the answer of {url} has schema {found}: expected {expected}; a newer engine is needed")]
     Schema {
         /// What was asked.
-        url: Url,
+        url: String,
         /// The number this engine reads.
         expected: u32,
         /// The number found.
@@ -167,11 +167,11 @@ pub(super) async fn from_response(url: &Url, response: Response, limits: &Downlo
     };
     if status.is_redirection() {
         let location = header(LOCATION).unwrap_or("nowhere").chars().take(200).collect();
-        return NetworkError::Redirect { url: url.clone(), status, location };
+        return NetworkError::Redirect { url: url.to_string(), status, location };
     }
     let retry_after = retry_after(response.headers()).map(|pause| pause.min(limits.retry_after_max));
-    let body = Body::new(url.clone(), response, limits).collect(ERROR_BODY_MAX).await.unwrap_or_default();
+    let body = Body::new(url, response, limits).collect(ERROR_BODY_MAX).await.unwrap_or_default();
     let message = serde_json::from_slice::<ErrorBody>(&body).map(|body| body.message).unwrap_or_default();
     let message = message.chars().filter(|c| !c.is_control()).take(300).collect();
-    NetworkError::Status { url: url.clone(), status, message, retry_after }
+    NetworkError::Status { url: url.to_string(), status, message, retry_after }
 }

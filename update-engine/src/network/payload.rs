@@ -157,7 +157,7 @@ impl Payload {
         let skip = *at - opened.position;
         let limit = self.client.limits().skip_max;
         if skip > limit {
-            return Err(NetworkError::RangeIgnored { url: self.url.clone(), skip, limit });
+            return Err(NetworkError::RangeIgnored { url: self.url.to_string(), skip, limit });
         }
         while *at < end.min(opened.end) {
             if opened.left.is_empty() {
@@ -248,7 +248,7 @@ async fn open(client: Client, url: Url, range: Range<u64>, size: u64) -> Result<
     }
     let body = client.send(&url, request).await?;
     let wrong = |found: String| NetworkError::WrongRange {
-        url: url.clone(),
+        url: url.to_string(),
         expected: format!("bytes {}-{}/{size}", range.start, range.end - 1),
         found,
     };
