@@ -246,3 +246,126 @@ fn unescape(text: &str) -> String {
     }
     String::from_utf8_lossy(&out).into_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use protocol::gpt::Guid;
+
+    /// A system made of files: `/proc`, `/sys` and `/dev` in one temporary folder, with a disk image.
+    struct System {
+        folder: tempfile::TempDir,
+    }
+
+    impl System {
+        fn new() -> Self {
+            let system = Self { folder: tempfile::tempdir().unwrap() };
+            system.put("disk.img", "");
+            system.put("proc/self/mountinfo", "22 1 8:2 / / rw - ext4 /dev/root rw\n");
+            system.put("proc/swaps", "Filename Type Size Used Priority\n");
+            fs::create_dir_all(system.path("sys/block")).unwrap();
+            system
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.folder.path().join(name)
+        }
+
+        fn put(&self, name: &str, text: &str) {
+            let path = self.path(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+
+        /// A loop device over the image from `offset` on, with a partition from `start` (both in bytes) to its end.
+        fn attach(&self, offset: u64, start: u64) {
+            let image = self.path("disk.img").display().to_string();
+            for folder in ["sys/block/loop0", "sys/dev/block/7:0"] {
+                self.put(&format!("{folder}/loop/backing_file"), &format!("{image}\n"));
+                self.put(&format!("{folder}/loop/offset"), &format!("{offset}\n"));
+                self.put(&format!("{folder}/size"), "2048\n");
+                self.put(&format!("{folder}/dev"), "7:0\n");
+                let part = format!("{folder}/loop0p1");
+                self.put(&format!("{part}/partition"), "1\n");
+                self.put(&format!("{part}/start"), &format!("{}\n", start / 512));
+                self.put(&format!("{part}/size"), &format!("{}\n", 2048 - start / 512));
+                self.put(&format!("{part}/dev"), "259:7\n");
+            }
+        }
+
+        fn mount(&self, device: &str, source: &str) {
+            self.put(
+                "proc/self/mountinfo",
+                &format!("22 1 8:2 / / rw - ext4 /dev/root rw\n40 22 {device} / /mnt/a\\040b rw shared:1 - ext4 {source} rw\n"),
+            );
+        }
+
+        /// Who uses the 1000 sectors from `offset` on.
+        fn used(&self, offset: u64) -> Option<String> {
+            let mounts = SystemMounts::at(self.path("proc"), self.path("sys"), self.path("dev"));
+            let view = PartitionView {
+                entry: 1,
+                offset,
+                len: 512_000,
+                unique_guid: Guid::ZERO,
+                name: "ROOT-B".to_owned(),
+            };
+            mounts.is_in_use(&self.path("disk.img"), &view).unwrap()
+        }
+    }
+
+    #[test]
+    fn a_file_without_loop_devices_is_free() {
+        let system = System::new();
+        system.mount("7:0", "/dev/loop0");
+        assert_eq!(system.used(0), None);
+    }
+
+    #[test]
+    fn mounted_loop_partitions_are_found_by_their_bytes() {
+        let system = System::new();
+        system.attach(0, 600_064);
+        assert_eq!(system.used(0), None, "attached, and nothing is mounted");
+        system.mount("259:7", "/dev/loop0p1");
+        assert_eq!(system.used(600_064).unwrap(), "mounted at /mnt/a b");
+        assert_eq!(system.used(512_000).unwrap(), "mounted at /mnt/a b", "a partition that overlaps");
+        assert_eq!(system.used(0), None, "another partition of the same disk");
+    }
+
+    #[test]
+    fn a_loop_device_with_an_offset_is_over_its_bytes_only() {
+        let system = System::new();
+        system.attach(1 << 20, 0);
+        system.mount("7:0", "none");
+        assert_eq!(system.used(0), None);
+        assert!(system.used(1 << 20).is_some());
+        assert!(system.used((1 << 20) - 512).is_some());
+        assert_eq!(system.used(4 << 20), None, "behind its end");
+    }
+
+    #[test]
+    fn holders_count() {
+        let system = System::new();
+        system.attach(0, 0);
+        system.put("sys/dev/block/259:7/holders/dm-3/dev", "253:3");
+        assert_eq!(system.used(0).unwrap(), "held by dm-3");
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_an_error() {
+        let system = System::new();
+        system.attach(0, 0);
+        fs::remove_file(system.path("proc/self/mountinfo")).unwrap();
+        let mounts = SystemMounts::at(system.path("proc"), system.path("sys"), system.path("dev"));
+        let view =
+            PartitionView { entry: 1, offset: 0, len: 512, unique_guid: Guid::ZERO, name: "x".to_owned() };
+        assert!(mounts.is_in_use(&system.path("disk.img"), &view).is_err());
+        assert!(mounts.is_in_use(&system.path("missing"), &view).is_err());
+    }
+
+    #[test]
+    fn escapes() {
+        assert_eq!(unescape("/mnt/a\\040b\\134"), "/mnt/a b\\");
+        assert_eq!(unescape("/plain\\x"), "/plain\\x");
+    }
+}

@@ -16,7 +16,8 @@ pub use guid::{Guid, InvalidGuid};
 pub use header::{Damage, ENTRIES_BYTES_MAX, Header};
 pub use table::{Change, Commit, Entry, Health, Step, Table, TableError, detect_sector_size};
 
-#[cfg(all(test, feature = "std"))]
+#[cfg(test)]
+#[cfg(feature = "std")]
 mod tests;
 
 /// Reads a little-endian number out of a sector that is known to be long enough; absent bytes count as zero.

@@ -8,6 +8,7 @@
 )]
 
 mod check;
+mod evidence;
 mod mutations;
 mod tiny;
 
@@ -48,6 +49,8 @@ fn prove_change(
 }
 
 fn nothing(_: &mut Vec<u8>) {}
+
+type Damage<'a> = &'a dyn Fn(&mut Vec<u8>);
 
 fn each_size(name: &str, prove: impl Fn(u32) -> Result<usize, String>) {
     for block_size in SIZES {
@@ -170,7 +173,7 @@ fn repairing() {
     let from = (bits(2, 0, true), bits(1, 0, true));
     each_size("repair", |size| {
         let sector = size as usize;
-        let damages: [(&str, &dyn Fn(&mut Vec<u8>)); 6] = [
+        let damages: [(&str, Damage<'_>); 6] = [
             ("primary header", &|image| image[sector + 20..sector + 60].fill(0xa5)),
             ("primary header gone", &|image| image[sector..2 * sector].fill(0)),
             ("primary entries", &|image| image[2 * sector + 200] ^= 1),

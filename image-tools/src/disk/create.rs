@@ -157,8 +157,8 @@ fn lay_out(args: &CreateArgs, state: Size) -> anyhow::Result<(Vec<Part<'_>>, u64
         Ok(Type { guid: text.parse().context("a built-in GUID")?, os: OperatingSystem::Linux })
     };
     let esp = gpt::partition_types::EFI;
-    // The Discoverable Partitions Specification's XBOOTLDR: boot partitions that hold kernels.
-    let boot = guid("bc13c2ff-59e6-4262-a352-b275fd6f7172")?;
+    // Not XBOOTLDR: systemd would mount the first one it finds, which may be the inactive slot's.
+    let boot = LINUX_FS;
     let root = guid(ROOT_TYPE)?;
     let none = Attributes::default();
     let good = none.with_priority(1).with_successful(true);

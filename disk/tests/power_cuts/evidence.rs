@@ -1,0 +1,216 @@
+//! Steps 7 and 8: what is refused on the way from a target slot to an activated one.
+
+use crate::tiny::{Release, bits, image, open, update};
+use disk::testing::{NotMounted, RecordingMedium};
+use disk::{Disk, DiskError, MountTable, PartitionView, SlotLayout, TargetSlot, VerifyError};
+use protocol::id::PartitionRole;
+use protocol::slot::{Attributes, Slot};
+use std::cell::RefCell;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+fn disk(a: Attributes, b: Attributes) -> (Arc<RecordingMedium>, Disk) {
+    open(image(512, (&Release::new(1), a), (&Release::new(2), b)), 512)
+}
+
+/// A running slot A that is confirmed, and an older release in B.
+fn usual() -> (Arc<RecordingMedium>, Disk) {
+    disk(bits(2, 0, true), bits(1, 0, true))
+}
+
+fn target(disk: &Disk) -> TargetSlot {
+    TargetSlot::new(disk, Slot::B, Slot::A, &NotMounted).unwrap()
+}
+
+struct Mounted(&'static str);
+
+impl MountTable for Mounted {
+    fn is_in_use(&self, _disk: &Path, partition: &PartitionView) -> io::Result<Option<String>> {
+        match self.0 {
+            "unknown" => Err(io::Error::other("no /proc here")),
+            name => Ok((partition.name == name).then(|| "mounted at /mnt".to_owned())),
+        }
+    }
+}
+
+#[test]
+fn the_running_slot_and_mounted_ones_are_no_targets() {
+    let (medium, disk) = usual();
+    assert!(matches!(
+        TargetSlot::new(&disk, Slot::A, Slot::A, &NotMounted),
+        Err(DiskError::Running(Slot::A))
+    ));
+    for name in ["ROOT-B", "BOOT-B"] {
+        let refused = TargetSlot::new(&disk, Slot::B, Slot::A, &Mounted(name)).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            format!("the partition {name} of slot B is in use (mounted at /mnt): unmount it first")
+        );
+    }
+    // What is mounted of the running slot does not matter, and what cannot be found out does.
+    assert!(TargetSlot::new(&disk, Slot::B, Slot::A, &Mounted("ROOT-A")).is_ok());
+    assert!(matches!(
+        TargetSlot::new(&disk, Slot::B, Slot::A, &Mounted("unknown")),
+        Err(DiskError::Mounts { .. })
+    ));
+    assert!(medium.take_recording().log.is_empty());
+}
+
+#[test]
+fn a_fallback_that_was_not_confirmed_is_never_given_up() {
+    for running in [bits(0, 0, true), bits(2, 3, false), bits(0, 0, false)] {
+        let (medium, mut disk) = disk(running, bits(1, 0, true));
+        let target = target(&disk);
+        assert!(matches!(disk.invalidate(target), Err(DiskError::NoFallback { running: Slot::A, .. })));
+        assert!(medium.take_recording().log.is_empty());
+    }
+}
+
+#[test]
+fn the_last_bootable_slot_is_not_condemned() {
+    let (medium, mut disk) = disk(bits(1, 0, true), bits(0, 0, false));
+    assert!(matches!(disk.condemn(Slot::A), Err(DiskError::LastBootable(Slot::A))));
+    assert!(matches!(disk.deactivate(Slot::A, Slot::B), Err(DiskError::LastBootable(Slot::A))));
+    assert!(matches!(disk.deactivate(Slot::A, Slot::A), Err(DiskError::Running(Slot::A))));
+    // The other one is condemned already: nothing to do.
+    disk.condemn(Slot::B).unwrap();
+    assert!(medium.take_recording().log.is_empty());
+}
+
+#[test]
+fn only_a_slot_that_reads_back_right_is_staged() {
+    let new = Release::new(3);
+    let (_, mut disk) = usual();
+    let target_again = |disk: &mut Disk| {
+        let target = target(disk);
+        disk.invalidate(target).unwrap()
+    };
+    let slot = target_again(&mut disk);
+    new.write_to(&slot).unwrap();
+    let window = slot.window(&PartitionRole::root()).unwrap();
+    let mut byte = [0];
+    window.read_at(5000, &mut byte).unwrap();
+    window.write_at(5000, &[byte[0] ^ 1]).unwrap();
+    let Err(VerifyError::Mismatch { role, expected, found }) = slot.verify(&new.images(), &|_| ()) else {
+        panic!("staged a wrong slot")
+    };
+    assert_eq!((role, expected), (PartitionRole::root(), new.images()[0].sha256));
+    assert_ne!(found, expected);
+
+    let slot = target_again(&mut disk);
+    let boot_only = &new.images()[1..];
+    assert!(matches!(slot.verify(boot_only, &|_| ()), Err(VerifyError::NoRoot)));
+    let mut images = new.images();
+    images[0].size = 1 << 40;
+    assert!(matches!(target_again(&mut disk).verify(&images, &|_| ()), Err(VerifyError::TooLong { .. })));
+    images[0].size = 1;
+    images[1].role = "data".parse().unwrap();
+    images.swap(0, 1);
+    assert!(matches!(target_again(&mut disk).verify(&images, &|_| ()), Err(VerifyError::NoSuchPartition(_))));
+
+    let slot = target_again(&mut disk);
+    slot.window(&PartitionRole::root()).unwrap().write_at(5000, &byte).unwrap();
+    let told = RefCell::new(Vec::new());
+    let staged = slot.verify(&new.images(), &|bytes| told.borrow_mut().push(bytes)).unwrap();
+    assert_eq!(staged.read_back(), disk::ReadBack::Direct);
+    assert_eq!(told.into_inner().last(), Some(&new.images().iter().map(|i| i.size).sum()));
+}
+
+#[test]
+fn evidence_is_for_one_disk_and_one_running_slot() {
+    let (_, mut disk) = usual();
+    let (_, mut other) = usual();
+    let target = target(&other);
+    assert!(matches!(disk.invalidate(target), Err(DiskError::ForeignEvidence(Slot::B))));
+    let stage = |disk: &mut Disk| {
+        let target = crate::evidence::target(disk);
+        let slot = disk.invalidate(target).unwrap();
+        let release = Release::new(3);
+        release.write_to(&slot).unwrap();
+        slot.verify(&release.images(), &|_| ()).unwrap()
+    };
+    let staged = stage(&mut other);
+    assert!(matches!(disk.activate(staged, Slot::A, 3), Err(DiskError::ForeignEvidence(Slot::B))));
+    let staged = stage(&mut disk);
+    assert!(matches!(disk.activate(staged, Slot::B, 3), Err(DiskError::Running(Slot::B))));
+    let staged = stage(&mut disk);
+    disk.activate(staged, Slot::A, 3).unwrap();
+    let kept = 1 << 60 | 4;
+    assert_eq!(disk.attributes(Slot::B).bits(), bits(2, 3, false).bits() | kept);
+    assert_eq!(disk.attributes(Slot::A).bits(), bits(1, 0, true).bits() | kept);
+}
+
+#[test]
+fn windows_cannot_be_left_and_only_a_target_is_written() {
+    let (medium, mut disk) = usual();
+    let active = disk.open_slot(&PartitionRole::root(), Slot::A).unwrap();
+    assert_eq!(active.write_at(0, &[1]).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+    assert_eq!(active.write_zeroes(0, 1).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+    let target = target(&disk);
+    let slot = disk.invalidate(target).unwrap();
+    let _ = medium.take_recording();
+    let window = slot.window(&PartitionRole::boot()).unwrap();
+    let len = window.len();
+    for (at, count) in [(len, 1), (len - 1, 2), (u64::MAX, 1), (u64::MAX - 1, 5)] {
+        assert!(window.write_at(at, &vec![1; count]).is_err());
+        assert!(window.write_zeroes(at, count as u64).is_err());
+        assert!(window.read_at(at, &mut vec![1; count]).is_err());
+        assert!(window.read_back(at, &mut vec![1; count]).is_err());
+    }
+    assert!(medium.take_recording().log.is_empty());
+    assert!(slot.window(&"data".parse().unwrap()).is_none());
+}
+
+#[test]
+fn going_back_by_hand() {
+    let (_, mut disk) = disk(bits(1, 0, true), bits(2, 0, true));
+    disk.revert(Slot::A, Slot::B, 2).unwrap();
+    assert_eq!(disk.select().unwrap().0, Slot::A);
+    disk.restore(Slot::A, Slot::B).unwrap();
+    assert_eq!(disk.select().unwrap().0, Slot::B);
+    assert!(disk.attributes(Slot::A).successful());
+    // From a slot that is not confirmed: the one that is gone back to stays successful, so it boots in any case.
+    let (_, mut disk) = self::disk(bits(1, 0, true), bits(2, 1, false));
+    disk.revert(Slot::A, Slot::B, 1).unwrap();
+    for _ in 0..5 {
+        assert_eq!(disk.boot().unwrap(), Some(Slot::A));
+    }
+    // Not to a slot that holds nothing.
+    let (_, mut disk) = self::disk(bits(1, 0, true), bits(0, 0, false));
+    assert!(matches!(disk.revert(Slot::B, Slot::A, 2), Err(DiskError::NotConfirmed { slot: Slot::B, .. })));
+    assert!(matches!(disk.restore(Slot::B, Slot::A), Err(DiskError::NotConfirmed { slot: Slot::B, .. })));
+}
+
+#[test]
+fn tries_run_out_and_the_fallback_boots() {
+    let (_, mut disk) = usual();
+    update(&mut disk, &Release::new(3), Slot::A).unwrap();
+    for _ in 0..3 {
+        assert_eq!(disk.boot().unwrap(), Some(Slot::B));
+    }
+    assert_eq!(disk.boot().unwrap(), Some(Slot::A));
+    disk.condemn(Slot::B).unwrap();
+    assert_eq!(disk.boot().unwrap(), Some(Slot::A));
+}
+
+#[test]
+fn layouts_that_do_not_fit_are_refused() {
+    let (medium, _) = usual();
+    let open = |change: &dyn Fn(&mut SlotLayout)| {
+        let mut layout = SlotLayout::default();
+        change(&mut layout);
+        Disk::open(medium.clone(), &layout).map(|_| ()).unwrap_err().to_string()
+    };
+    assert_eq!(
+        open(&|layout| layout.roles[1].a = "USR-A".to_owned()),
+        "the disk has no partition named USR-A, which the slot layout asks for"
+    );
+    assert!(open(&|layout| layout.roles[1].a = "ROOT-B".to_owned()).contains("ROOT-B twice"));
+    assert!(open(&|layout| layout.roles.truncate(1)).contains("no root partition"));
+    assert!(open(&|layout| layout.root_type = "x".to_owned()).contains("not a GUID"));
+    assert!(
+        open(&|layout| layout.root_type = "0fc63daf-8483-4772-8e79-3d69d8477de4".to_owned())
+            .contains("ROOT-A has the GPT type 5dfbf5f4-2848-4bac-aa5e-0d9a20b745a6: expected 0fc63daf")
+    );
+}
