@@ -1,6 +1,10 @@
 //! Step 5: what a node remembers, and what happens when its folder of trusted metadata is damaged or its clock is
 //! wrong. Each test is a row of docs/trust.md.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test stops at the first thing that does not work")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test stops at the first thing that does not work"
+)]
 
 mod common;
 

@@ -1,9 +1,13 @@
 //! Step 5: metadata that a node must not believe. Each test is a row of docs/trust.md.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test stops at the first thing that does not work")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test stops at the first thing that does not work"
+)]
 
 mod common;
 
-use common::{Node, days, ready, refused};
+use common::{Node, days, ready, refused, repin};
 use serde_json::json;
 use trust::testing::{Fixture, manifest};
 use trust::{ErrorKind, SigningKey, TrustError};
@@ -36,30 +40,6 @@ async fn wrong_key() {
             "{name}: {error}"
         );
     }
-}
-
-/// Makes snapshot and timestamp name the files as they are served now, signed by their right keys.
-fn repin(fixture: &Fixture, changed: &str) {
-    let pin = |bytes: &[u8]| {
-        json!({ "version": version(bytes), "length": bytes.len(),
-                "hashes": { "sha256": protocol::digest::Sha256::of(bytes).to_string() } })
-    };
-    let snapshot = format!("{}.snapshot.json", fixture.current().snapshot);
-    if !changed.contains("snapshot") && !changed.contains("timestamp") {
-        let role = changed.split_once('.').unwrap().1;
-        let bytes = fixture.get(changed);
-        fixture.forge(&snapshot, &[&fixture.online.snapshot], |signed| signed["meta"][role] = pin(&bytes));
-    }
-    if !changed.contains("timestamp") {
-        let bytes = fixture.get(&snapshot);
-        fixture.forge("timestamp.json", &[&fixture.online.timestamp], |signed| {
-            signed["meta"]["snapshot.json"] = pin(&bytes);
-        });
-    }
-}
-
-fn version(bytes: &[u8]) -> u64 {
-    serde_json::from_slice::<serde_json::Value>(bytes).unwrap()["signed"]["version"].as_u64().unwrap()
 }
 
 #[tokio::test]

@@ -1,9 +1,13 @@
 //! Step 5: offers that a node must refuse, and the few it may take. Each test is a row of docs/trust.md.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test stops at the first thing that does not work")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test stops at the first thing that does not work"
+)]
 
 mod common;
 
-use common::{No, Node, ready, refused};
+use common::{No, Node, ready, refused, repin};
 use protocol::manifest::{DocumentError, Manifest, TargetCustom};
 use protocol::version::Version;
 use trust::testing::{Fixture, manifest};
@@ -189,6 +193,32 @@ async fn release_listed_only_by_the_channels_role() {
     trust.refresh(fixture.repository(), node.clock).await.unwrap();
     let error = refused(trust.manifest(&version("6.6.6"), &node.facts.arch).await);
     assert!(matches!(error, TrustError::UnknownTarget { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn release_through_a_delegation() {
+    // Even where targets hands releases/ on to another role: that role cannot release, nor allow a downgrade.
+    let (mut fixture, node) = ready();
+    let path = "releases/0.9.0/x86-64/manifest.json";
+    fixture.release(&manifest("0.9.0", "x86-64"));
+    fixture.channel("alpha", &["0.9.0"]);
+    let listed = fixture.targets().target(path).unwrap();
+    fixture.withdraw(&version("0.9.0"), &node.facts.arch);
+    let targets = format!("{}.targets.json", fixture.targets().version());
+    fixture.forge(&targets, &[&fixture.targets_key], |signed| {
+        signed["delegations"]["roles"][0]["paths"] = serde_json::json!(["channels/*", "releases/*/*/*"]);
+    });
+    repin(&fixture, &targets);
+    let channels = format!("{}.channels.json", fixture.current().channels);
+    fixture.forge(&channels, &[&fixture.online.channels], |signed| {
+        signed["targets"][path] = serde_json::json!({
+            "length": listed.size, "hashes": { "sha256": listed.sha256.unwrap().to_string() },
+            "custom": { "allow_downgrade_from": "9.0.0" },
+        });
+    });
+    repin(&fixture, &channels);
+    let error = refused(node.offered(&fixture, "0.9.0").await.map_err(No::trust));
+    assert!(matches!(&error, TrustError::UnknownTarget { path: found } if found == path), "{error}");
 }
 
 #[tokio::test]

@@ -1,5 +1,9 @@
 //! Steps 3 and 4: what operator and server sign, and what they check of each other.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test stops at the first thing that does not work")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test stops at the first thing that does not work"
+)]
 
 mod common;
 

@@ -111,3 +111,27 @@ pub fn refused<T: std::fmt::Debug>(result: Result<T, TrustError>) -> TrustError 
     assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
     error
 }
+
+/// Makes snapshot and timestamp name the files as they are served now, signed by their right keys.
+pub fn repin(fixture: &Fixture, changed: &str) {
+    let pin = |bytes: &[u8]| {
+        serde_json::json!({ "version": version(bytes), "length": bytes.len(),
+                "hashes": { "sha256": protocol::digest::Sha256::of(bytes).to_string() } })
+    };
+    let snapshot = format!("{}.snapshot.json", fixture.current().snapshot);
+    if !changed.contains("snapshot") && !changed.contains("timestamp") {
+        let role = changed.split_once('.').unwrap().1;
+        let bytes = fixture.get(changed);
+        fixture.forge(&snapshot, &[&fixture.online.snapshot], |signed| signed["meta"][role] = pin(&bytes));
+    }
+    if !changed.contains("timestamp") {
+        let bytes = fixture.get(&snapshot);
+        fixture.forge("timestamp.json", &[&fixture.online.timestamp], |signed| {
+            signed["meta"]["snapshot.json"] = pin(&bytes);
+        });
+    }
+}
+
+fn version(bytes: &[u8]) -> u64 {
+    serde_json::from_slice::<serde_json::Value>(bytes).unwrap()["signed"]["version"].as_u64().unwrap()
+}
