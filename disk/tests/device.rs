@@ -109,7 +109,7 @@ fn threads_write_side_by_side() {
             for (value, range) in (1_u8..).zip(borders.windows(2)) {
                 let disk = &disk;
                 scope.spawn(move || {
-                    disk.write_at(range[0] as u64, &vec![value; range[1] - range[0]]).unwrap()
+                    disk.write_at(range[0] as u64, &vec![value; range[1] - range[0]]).unwrap();
                 });
             }
         });
