@@ -1,6 +1,12 @@
 //! The main job on real Debian root filesystems (`tests/debian-images`): v1 to v2, which has the security updates, and
 //! on to v3, which has one more package; on a file and on a loop device, over HTTP, with a boot partition.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test ends where something fails, its own functions included"
+)]
+
 use protocol::slot::Slot;
 use std::path::PathBuf;
 use tests::blockdev::LoopDevice;

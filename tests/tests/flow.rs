@@ -1,6 +1,8 @@
 //! The main job, end to end, over HTTP with the real programs: every command of the contract, `sgdisk -v` after each
 //! step that touches the disk, the bytes of the slot compared with the image.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where something fails, its own functions included")]
+
 use protocol::slot::Slot;
 use protocol::status::StateName;
 use tests::blockdev::LoopDevice;

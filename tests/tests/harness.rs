@@ -1,5 +1,7 @@
 //! The hostile proxy does what its actions say, so that what the other tests see is the engine's doing.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where something fails, its own functions included")]
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;

@@ -1,6 +1,8 @@
 //! The whole engine against a server, or a line to it, that does wrong: it survives and ends right, or says in one
 //! line what is wrong; the running slot stays bootable in each case.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where something fails, its own functions included")]
+
 use protocol::slot::Slot;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;

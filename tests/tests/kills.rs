@@ -1,6 +1,8 @@
 //! `kill -9` of the engine in every state, then a restart: it ends right, and at each moment there is a slot that
 //! boots and is intact. The engine stops at a point by itself (`--pause-at`) and is killed there.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where something fails, its own functions included")]
+
 use protocol::slot::Slot;
 use tests::node::Node;
 use tests::small::Small;

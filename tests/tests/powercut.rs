@@ -3,6 +3,12 @@
 //! cut everywhere: before each flush any of the writes may be missing, torn or out of order. In each such state the
 //! boot rule finds a slot that is whole; in a sample of them the engine is started again, and the update completes.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test ends where something fails, its own functions included"
+)]
+
 use disk::testing::{CrashState, Operation, Recording, RecordingMedium, Sampling};
 use disk::{Access, Disk, Medium, OpenError, ReadBack, SlotLayout};
 use machine::Mode;

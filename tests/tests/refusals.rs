@@ -1,6 +1,8 @@
 //! Trust, end to end: what is not signed, not listed, not newer or not whole is refused with exit code 5, one clear
 //! line, and a disk on which the running slot is the only one that boots.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where something fails, its own functions included")]
+
 use protocol::slot::Slot;
 use tests::hostile::{Action, Proxy, Request, fetch};
 use tests::images::{Kind, Tree};
