@@ -251,16 +251,13 @@ fn nothing_listens() {
     assert!(!node.open_disk().unwrap().attributes(Slot::B).bootable());
 }
 
-#[test]
-fn a_killed_engine_fetches_only_the_rest() {
-    let scene = Scene::with(Small::large().unwrap());
-    let node = scene.node();
-    let whole = scene.small.release.payload().unwrap().size;
-    node.configure(&scene.proxy.address(), "alpha", "").unwrap();
-    let left = Arc::new(AtomicU64::new(whole * 9 / 10));
+/// The line delivers so many bytes of payload and falls silent; then the engine is killed.
+fn killed_after(scene: &Scene, node: &Node<'_>, bytes: u64) {
+    let left = Arc::new(AtomicU64::new(bytes));
     scene.proxy.set_rule(move |request| {
         if request.is_payload() { Action::Budget(Arc::clone(&left)) } else { Action::Forward }
     });
+    drop(scene.proxy.take_seen());
     let mut engine = node.start_engine(&[]).unwrap();
     scene.proxy.wait_for_stall().unwrap();
     node.wait_downloaded(scene.proxy.payload_bytes()).unwrap();
@@ -269,8 +266,33 @@ fn a_killed_engine_fetches_only_the_rest() {
     assert_eq!(node.open_disk().unwrap().select().map(|(slot, _)| slot), Some(Slot::A));
     scene.proxy.behave();
     drop(scene.proxy.take_seen());
+}
+
+#[test]
+fn a_killed_engine_fetches_only_the_rest() {
+    let scene = Scene::with(Small::large().unwrap());
+    let node = scene.node();
+    let whole = scene.small.release.payload().unwrap().size;
+    node.configure(&scene.proxy.address(), "alpha", "").unwrap();
+    killed_after(&scene, &node, whole * 9 / 10);
     node.engine(&[]).unwrap().ok().unwrap();
     node.compare(Slot::B, "root", &scene.small.v2).unwrap();
     let again = scene.proxy.payload_bytes();
     assert!(again < whole * 3 / 10, "{again} of {whole} bytes were fetched after 90 % had come");
+}
+
+#[test]
+fn an_engine_killed_again_and_again_gets_on() {
+    let scene = Scene::with(Small::large().unwrap());
+    let node = scene.node();
+    let whole = scene.small.release.payload().unwrap().size;
+    node.configure(&scene.proxy.address(), "alpha", "").unwrap();
+    // Of each run only the segment in hand is lost, an eighth of this payload.
+    for _ in 0..3 {
+        killed_after(&scene, &node, whole * 3 / 10);
+    }
+    node.engine(&[]).unwrap().ok().unwrap();
+    node.compare(Slot::B, "root", &scene.small.v2).unwrap();
+    let again = scene.proxy.payload_bytes();
+    assert!(again < whole / 2, "{again} of {whole} bytes were left after three runs");
 }

@@ -152,19 +152,3 @@ fn at_each_point_of_a_fallback() {
         assert_eq!(node.boot().unwrap(), Slot::A);
     }
 }
-
-#[test]
-fn killed_again_and_again_while_downloading() {
-    let small = Small::large().unwrap();
-    let mut node = node(&small, "node");
-    let whole = small.release.payload().unwrap().size;
-    // Each run gets further than the one before; only the segments in hand are lost with it.
-    for part in [2, 4] {
-        kill_at(&node, &format!("downloading={}", whole / part));
-        what_boots_is_whole(&small, &node);
-    }
-    node.engine(&[]).unwrap().ok().unwrap();
-    let fetched = node.status().unwrap().progress.bytes_downloaded;
-    assert!(fetched < whole * 6 / 10, "{fetched} of {whole} bytes were left after two runs");
-    boot_and_confirm(&mut node);
-}
