@@ -25,7 +25,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// How many payload heads are kept.
 const HEADS_KEPT: usize = 3;
-/// How often bytes that are not what the signed manifest says are fetched again before the release is to blame.
+/// How often bytes that are not what the signed manifest says are fetched again before they are refused.
 const WRONG_BYTES_MAX: u32 = 3;
 
 /// What went wrong while a release was installed.
@@ -81,7 +81,10 @@ impl ReleaseError {
     pub fn kind(&self) -> FailureKind {
         match self {
             Self::Network(_) => FailureKind::Network,
-            Self::Head { .. } | Self::Format(_) | Self::Contents { .. } => FailureKind::Release,
+            // The release is what its digests say; other bytes are whoever's served them. That must not use up the
+            // release's attempts: a bad mirror could then stop an update for good.
+            Self::Head { .. } => FailureKind::Refused,
+            Self::Format(_) | Self::Contents { .. } => FailureKind::Release,
             Self::Budget { .. } => FailureKind::Refused,
             Self::Slots(error) if error.is_releases_fault() => FailureKind::Release,
             Self::Slots(_) | Self::Disk(_) => FailureKind::Node,
@@ -91,9 +94,8 @@ impl ReleaseError {
                     FailureKind::Cancelled
                 }
                 InstallError::Source(_) => FailureKind::Network,
-                InstallError::Content { .. } | InstallError::NoTarget(_) | InstallError::TooSmall { .. } => {
-                    FailureKind::Release
-                }
+                InstallError::Content { .. } => FailureKind::Refused,
+                InstallError::NoTarget(_) | InstallError::TooSmall { .. } => FailureKind::Release,
                 InstallError::Disk { .. } | InstallError::Unstable { .. } | InstallError::Decompressor(_) => {
                     FailureKind::Node
                 }
