@@ -6,7 +6,7 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Permissions of the files that [`write`] makes: the owner writes, everybody reads.
+/// Permissions of the files that [`write()`] makes: the owner writes, everybody reads.
 const MODE: u32 = 0o644;
 
 /// Replaces the content of `path` by `bytes`: a temporary file in the same folder, fsync, rename, fsync of the folder.
@@ -17,10 +17,10 @@ pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     write_with_mode(path, bytes, MODE)
 }
 
-/// As [`write`], with other permissions for the file: keys and tokens take `0o600`.
+/// As [`write()`], with other permissions for the file: keys and tokens take `0o600`.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn write_with_mode(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let temporary = temporary_name(path)?;
     let result = write_new(&temporary, bytes, mode).and_then(|()| std::fs::rename(&temporary, path));
