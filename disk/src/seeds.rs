@@ -5,7 +5,11 @@
 //! which makes an interrupted update go on where it stopped, without any journal of progress.
 //!
 //! Nothing found here is believed later: whoever uses a place checks the digest of what stands there by then.
+//!
+//! It is all read past the page cache: slots are large and read once, which would push out what the node works with, and
+//! a cached page of a block device may be older than what stands on the medium.
 
+use crate::medium::AlignedBuf;
 use crate::window::SlotWindow;
 use protocol::chunker::{Chunker, Piece};
 use protocol::digest::Sha256;
@@ -242,11 +246,11 @@ fn cut_stretch(
     take: &mut impl FnMut(Piece<'_>),
 ) -> std::io::Result<()> {
     let mut chunker = Chunker::new(index.cutting);
-    let mut buf = vec![0; READ];
+    let mut buf = AlignedBuf::zeroed(READ);
     let mut at = stretch.start;
     while at < stretch.end {
         let len = usize::try_from(stretch.end - at).unwrap_or(READ).min(READ);
-        window.read_at(at, &mut buf[..len])?;
+        window.read_back(at, &mut buf[..len])?;
         chunker.push(&buf[..len], take);
         at += len as u64;
         progress(len as u64);
@@ -348,7 +352,7 @@ fn extend_in_place(index: &Index, partition: usize, window: usize, map: &mut See
     let mut check = |i: usize, in_place: &mut [bool], places_found: &mut HashMap<Sha256, SeedPlace>| {
         let Some(sha256) = chunks[i].sha256() else { return };
         let bytes = &mut buf[..chunks[i].len as usize];
-        if source.read_at(places[i], bytes).is_ok() && Sha256::of(bytes) == sha256 {
+        if source.read_back(places[i], bytes).is_ok() && Sha256::of(bytes) == sha256 {
             in_place[base + i] = true;
             places_found.entry(sha256).or_insert(SeedPlace { window, offset: places[i] });
         }

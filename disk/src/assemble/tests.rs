@@ -21,6 +21,8 @@ struct Memory {
     writes_left: AtomicUsize,
     /// Reading at or behind this offset fails.
     readable: AtomicU64,
+    /// Bytes read through what would be the page cache.
+    cached: AtomicU64,
 }
 
 impl Memory {
@@ -30,6 +32,7 @@ impl Memory {
             writes: Mutex::default(),
             writes_left: AtomicUsize::new(usize::MAX),
             readable: AtomicU64::new(u64::MAX),
+            cached: AtomicU64::new(0),
         })
     }
 
@@ -50,6 +53,15 @@ impl Memory {
         self.bytes.lock().unwrap()[at..at + bytes.len()].copy_from_slice(bytes);
         Ok(())
     }
+
+    fn get(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        if offset + buf.len() as u64 > self.readable.load(Ordering::SeqCst) {
+            return Err(io::Error::other("a bad sector"));
+        }
+        let at = usize::try_from(offset).unwrap();
+        buf.copy_from_slice(&self.bytes.lock().unwrap()[at..at + buf.len()]);
+        Ok(())
+    }
 }
 
 impl Medium for Memory {
@@ -60,12 +72,8 @@ impl Medium for Memory {
         self.bytes.lock().unwrap().len() as u64
     }
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        if offset + buf.len() as u64 > self.readable.load(Ordering::SeqCst) {
-            return Err(io::Error::other("a bad sector"));
-        }
-        let at = usize::try_from(offset).unwrap();
-        buf.copy_from_slice(&self.bytes.lock().unwrap()[at..at + buf.len()]);
-        Ok(())
+        self.cached.fetch_add(buf.len() as u64, Ordering::SeqCst);
+        self.get(offset, buf)
     }
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.put(offset, bytes)
@@ -77,7 +85,7 @@ impl Medium for Memory {
         Ok(())
     }
     fn read_back(&self, offset: u64, buf: &mut [u8]) -> io::Result<ReadBack> {
-        self.read_at(offset, buf).map(|()| ReadBack::Direct)
+        self.get(offset, buf).map(|()| ReadBack::Direct)
     }
 }
 

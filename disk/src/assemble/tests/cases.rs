@@ -310,6 +310,24 @@ fn gaps_are_fetched_if_they_are_short() {
 /// Places lie where the bytes are, whatever holes and however many reads are before them; a window that cannot be
 /// read to its end helps as far as it goes.
 #[test]
+fn the_scan_leaves_the_page_cache_alone() {
+    let root = text(200_000, 3);
+    let (file, index) = payload(&[&root], SMALL);
+    // The target holds parts of the image, so that neighbours are compared as well.
+    let target = Memory::new([&root[..70_000], &noise(9000, 1), &root[79_000..]].concat());
+    let other = Memory::new(root);
+    let (targets, others) = ([target], [other]);
+    let case = Case { file: &file, index: &index, targets: &targets, others: &others, workers: 1 };
+    let seeds = case.seeds();
+    let all = 0..index.partitions[0].chunks.len();
+    assert!(all.clone().any(|i| seeds.is_in_place(i)) && !all.clone().all(|i| seeds.is_in_place(i)));
+    assert!(index.partitions[0].chunks.iter().all(|c| seeds.place(&c.sha256().unwrap()).is_some()));
+    for memory in targets.iter().chain(&others) {
+        assert_eq!(memory.cached.load(Ordering::SeqCst), 0);
+    }
+}
+
+#[test]
 fn every_place_that_a_scan_finds_holds_what_it_says() {
     let old =
         [text(1_500_000, 1), vec![0; 3_000_001], noise(900_000, 2), vec![0; 70_000], text(999, 3)].concat();
