@@ -268,7 +268,7 @@ mod tests {
     fn cuts_are_stable() {
         let lengths: Vec<u64> =
             pieces(Cutting::DEFAULT, &noise(200_000, 42), &[]).iter().map(|p| p.0).collect();
-        insta::assert_debug_snapshot!(lengths);
+        assert_eq!(lengths, [17111, 23075, 13908, 32265, 17243, 24790, 24058, 20300, 20721, 6529]);
     }
 
     #[test]

@@ -199,6 +199,25 @@ fn event(seq: u64, kind: EventKind) -> Event {
 }
 
 #[tokio::test]
+async fn old_events_make_room() {
+    let server = Server::start().await;
+    let node = server.anybody();
+    server.admin().check("alpha", "1.0.0").await;
+    let id = check("alpha", "1.0.0").node;
+    let kept = u64::from(update_server::store::nodes::EVENTS_KEPT);
+    for start in (1..=kept + 100).step_by(100) {
+        let events = (start..start + 100).map(|seq| event(seq, EventKind::Staged)).collect();
+        let body = Events { schema: SCHEMA, node: id.clone(), events };
+        let sent = node.send(Method::POST, "/v1/events", &body).await;
+        assert_eq!(sent.status(), StatusCode::NO_CONTENT);
+    }
+    let mut conn = server.app.store().read().await.unwrap();
+    let events = update_server::store::nodes::events(&mut conn, &id, u32::MAX).await.unwrap();
+    assert_eq!(events.len() as u64, kept);
+    assert_eq!((events[0].seq, events.last().unwrap().seq), (kept + 100, 101));
+}
+
+#[tokio::test]
 async fn events_are_stored_once_and_outlive_a_restart() {
     let server = Server::start().await;
     let node = server.anybody();
@@ -222,6 +241,11 @@ async fn events_are_stored_once_and_outlive_a_restart() {
     let mut huge = event(1, EventKind::Staged);
     huge.seq = u64::MAX;
     assert_eq!(send(&[huge]).await, StatusCode::BAD_REQUEST);
+    let many: Vec<Event> = (0..257).map(|seq| event(seq, EventKind::Staged)).collect();
+    assert_eq!(send(&many).await, StatusCode::BAD_REQUEST);
+    let mut long = event(7, EventKind::Failed);
+    long.detail = "x".repeat((16 << 10) + 1);
+    assert_eq!(send(&[long]).await, StatusCode::BAD_REQUEST);
 
     let path = format!("/api/v1/nodes/{id}");
     let server = server.restart().await;

@@ -233,7 +233,8 @@ fn the_same_images_are_the_same_release() {
     renamed.version = version("9.9.9");
     renamed.notes.clear();
     renamed.payloads.remove(1);
-    assert_eq!(first.release_digest(), renamed.release_digest());
+    renamed.partitions.reverse();
+    assert_eq!(first.release_digest(), renamed.release_digest(), "whatever the order of its partitions");
     let mut other = first.clone();
     other.partitions[0].sha256 = Sha256::of(b"another boot");
     assert_ne!(first.release_digest(), other.release_digest());

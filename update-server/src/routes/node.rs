@@ -16,6 +16,11 @@ use protocol::wire::{BODY_MAX, Events, UpdateAnswer, UpdateCheck};
 /// Metadata and target files with a version or digest in their name never change.
 pub(super) const IMMUTABLE: &str = "public, max-age=31536000, immutable";
 
+/// The most events taken in one report.
+const EVENTS_MAX: usize = 256;
+/// The longest detail of an event, in bytes.
+const DETAIL_MAX: usize = 16 << 10;
+
 /// `POST /v1/update-check`.
 pub(super) async fn update_check(State(app): State<App>, body: Body) -> Result<Json<UpdateAnswer>, ApiError> {
     let check: UpdateCheck = read_json(body, BODY_MAX).await?;
@@ -35,6 +40,20 @@ pub(super) async fn events(State(app): State<App>, body: Body) -> Result<StatusC
             "the event number {} is too large: expected at most {}",
             event.seq,
             i64::MAX
+        )));
+    }
+    // Anybody may send events, so what one request can store is bounded; the engine keeps to less.
+    if events.len() > EVENTS_MAX {
+        return Err(ApiError::Invalid(format!(
+            "{} events in one report: expected at most {EVENTS_MAX}; send the rest in another",
+            events.len()
+        )));
+    }
+    if let Some(event) = events.iter().find(|event| event.detail.len() > DETAIL_MAX) {
+        return Err(ApiError::Invalid(format!(
+            "the detail of event {} has {} bytes: expected at most {DETAIL_MAX}",
+            event.seq,
+            event.detail.len()
         )));
     }
     let mut change = app.store().write().await?;

@@ -32,7 +32,10 @@ pub async fn seen(conn: &mut Connection, check: &UpdateCheck, at: Timestamp) -> 
     Ok(())
 }
 
-/// Stores events that are not stored yet.
+/// How many events are kept of each node.
+pub const EVENTS_KEPT: u32 = 1000;
+
+/// Stores events that are not stored yet, and forgets the oldest above [`EVENTS_KEPT`].
 ///
 /// # Errors
 /// [`StoreError`] where the database fails.
@@ -57,6 +60,15 @@ pub async fn add_events(
         .execute(&mut *conn)
         .await?;
     }
+    // What a node said long ago makes room, so that no node fills the disk.
+    sqlx::query(
+        "DELETE FROM event WHERE node = $1 AND id <=
+           (SELECT id FROM event WHERE node = $1 ORDER BY id DESC LIMIT 1 OFFSET $2)",
+    )
+    .bind(node.as_str())
+    .bind(EVENTS_KEPT)
+    .execute(&mut *conn)
+    .await?;
     Ok(())
 }
 

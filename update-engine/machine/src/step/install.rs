@@ -109,8 +109,11 @@ impl Turn {
             FailureKind::Network => self.schedule_retry(failure.retry_after_s),
             FailureKind::Cancelled => self.schedule_check(None),
             FailureKind::Refused => {
-                self.schedule_check(failure.retry_after_s);
+                // Nothing is counted against the release, so what bounds the tries is that each waits longer.
+                let failures = self.state.run.failures;
                 self.refused(Some(release), &failure.detail);
+                self.state.run.failures = failures;
+                self.schedule_retry(failure.retry_after_s);
             }
             FailureKind::Release | FailureKind::Node => {
                 self.schedule_retry(failure.retry_after_s);
