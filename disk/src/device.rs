@@ -6,7 +6,8 @@
 //! out before a direct read or write of their range, and drops cached pages of that range after a direct write
 //! (`mm/filemap.c`, `generic_file_direct_write`). That holds as long as nobody writes the same page by both ways at
 //! the same moment, which cannot happen here: the direct way takes whole pages only, and writers of one medium do not
-//! overlap.
+//! overlap. What goes through the cache is written as whole pages with what stands around it, so it must not share a
+//! page with what others write: [`Disk`](crate::table::Disk) refuses slot partitions that do not lie on whole pages.
 
 use crate::medium::{ALIGN, AlignedBuf, Medium, ReadBack, is_aligned};
 use rustix::fs::{Advice, FallocateFlags, FileType, FlockOperation, Mode, OFlags};
@@ -273,8 +274,10 @@ impl Medium for DiskFile {
         };
         match rustix::fs::fallocate(&self.cached, flags, offset, len) {
             Ok(()) => Ok(()),
-            // Not offered here, or not at this alignment.
-            Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => self.write_zero_bytes(offset, len),
+            // Not offered here, not at this alignment, or not while a partition of the device is mounted.
+            Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS | Errno::BUSY) => {
+                self.write_zero_bytes(offset, len)
+            }
             Err(error) => Err(error.into()),
         }
     }

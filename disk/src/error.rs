@@ -1,5 +1,6 @@
 //! Steps 7, 8, 11 and 12, slot to confirm: why a disk cannot be used, or why a change of it is refused.
 
+use crate::medium::ALIGN;
 use protocol::gpt::TableError;
 use protocol::slot::{Attributes, Slot};
 use std::io;
@@ -50,6 +51,19 @@ pub enum DiskError {
         /// The partition.
         name: String,
         /// The disk's length in bytes.
+        len: u64,
+    },
+    /// A partition that shares a page with its neighbour.
+    #[error(
+        "the partition {name} has {len} bytes at byte {offset}: expected multiples of {ALIGN}, as its ends are written in \
+         whole pages; lay the disk out anew"
+    )]
+    Misaligned {
+        /// The partition.
+        name: String,
+        /// Where it starts on the disk, in bytes.
+        offset: u64,
+        /// Its length in bytes.
         len: u64,
     },
     /// The layout itself is of no use.

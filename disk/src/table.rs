@@ -6,7 +6,7 @@
 
 use crate::error::DiskError;
 use crate::layout::{RoleLayout, SlotLayout};
-use crate::medium::Medium;
+use crate::medium::{ALIGN, Medium};
 use crate::slots::{InvalidatedSlot, StagedSlot, TargetSlot};
 use crate::window::SlotWindow;
 use protocol::gpt::{Change, Commit, Damage, Entry, Guid, Health, Step, Table};
@@ -460,10 +460,15 @@ fn find_partition(
     else {
         return Err(DiskError::OutsideDisk { name: name.to_owned(), len: medium.len() });
     };
+    // The page cache writes whole pages: what a neighbour has of one would be written as it was when it was cached.
+    let len = end - offset;
+    if !(offset | len).is_multiple_of(ALIGN as u64) {
+        return Err(DiskError::Misaligned { name: name.to_owned(), offset, len });
+    }
     let view = PartitionView {
         entry: entry.number,
         offset,
-        len: end - offset,
+        len,
         unique_guid: entry.unique_guid,
         name: entry.name.clone(),
     };

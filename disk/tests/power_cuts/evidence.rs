@@ -1,6 +1,6 @@
 //! Steps 7 and 8: what is refused on the way from a target slot to an activated one.
 
-use crate::tiny::{Release, bits, image, open, update};
+use crate::tiny::{Release, bits, image, open, resize, update};
 use disk::testing::{NotMounted, RecordingMedium};
 use disk::{Disk, DiskError, MountTable, PartitionView, SlotLayout, TargetSlot, VerifyError};
 use protocol::id::PartitionRole;
@@ -213,4 +213,27 @@ fn layouts_that_do_not_fit_are_refused() {
         open(&|layout| layout.root_type = "0fc63daf-8483-4772-8e79-3d69d8477de4".to_owned())
             .contains("ROOT-A has the GPT type 5dfbf5f4-2848-4bac-aa5e-0d9a20b745a6: expected 0fc63daf")
     );
+}
+
+/// What is written at the ends of a partition goes out in whole pages, which must be the partition's own.
+#[test]
+fn slots_that_share_a_page_with_others_are_refused() {
+    let sound = image(512, (&Release::new(1), bits(2, 0, true)), (&Release::new(2), bits(1, 0, true)));
+    for (name, first, last, found) in [
+        ("ROOT-A", 1, 0, "15872 bytes at byte 37376"),
+        ("BOOT-B", 0, -1, "7680 bytes at byte 53248"),
+        ("ROOT-B", 1, -7, "12288 bytes at byte 61952"),
+    ] {
+        let mut image = sound.clone();
+        resize(&mut image, name, first, last);
+        let medium = Arc::new(RecordingMedium::new(image, 512));
+        let refused = Disk::open(medium, &SlotLayout::default()).unwrap_err();
+        assert!(matches!(refused, DiskError::Misaligned { .. }));
+        let start = format!("the partition {name} has {found}: expected multiples of 4096, ");
+        assert!(refused.to_string().starts_with(&start), "{refused}");
+    }
+    // Other partitions may lie as they like.
+    let mut image = sound;
+    resize(&mut image, "STATE", 1, -1);
+    assert!(Disk::open(Arc::new(RecordingMedium::new(image, 512)), &SlotLayout::default()).is_ok());
 }

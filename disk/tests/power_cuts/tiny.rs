@@ -124,6 +124,17 @@ pub(crate) fn image(
     image
 }
 
+/// Moves the first and the last sector of a partition.
+pub(crate) fn resize(image: &mut [u8], name: &str, first: i64, last: i64) {
+    let mut table = gpt::GptConfig::new().writable(true).open_from_device(Cursor::new(image)).unwrap();
+    let mut partitions = table.partitions().clone();
+    let partition = partitions.values_mut().find(|partition| partition.name == name).unwrap();
+    partition.first_lba = partition.first_lba.checked_add_signed(first).unwrap();
+    partition.last_lba = partition.last_lba.checked_add_signed(last).unwrap();
+    table.update_partitions(partitions).unwrap();
+    table.write().unwrap();
+}
+
 /// A recording medium with this image, and the disk on it.
 pub(crate) fn open(image: Vec<u8>, block_size: u32) -> (Arc<RecordingMedium>, Disk) {
     let medium = Arc::new(RecordingMedium::new(image, block_size));
