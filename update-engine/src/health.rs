@@ -3,6 +3,7 @@
 //! Every executable of the health folder is run, in the order of their names; each must exit 0 within its own time,
 //! and all of them before the deadline. What a failing check printed is the evidence.
 
+use futures::future::join;
 use machine::Health;
 use rustix::process::{Pid, Signal, kill_process_group};
 use std::os::unix::fs::PermissionsExt as _;
@@ -11,10 +12,13 @@ use std::process::Stdio;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::process::{Child, Command};
-use tokio::time::{Instant, timeout_at};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, timeout_at};
 
 /// How much of the end of a check's output is kept as evidence, in bytes.
 const EVIDENCE_MAX: usize = 1024;
+/// How long the output of a check that has ended may still come. What a check left running can keep it open for ever.
+const OUTPUT_GRACE: Duration = Duration::from_millis(200);
 
 /// What the checks are told about the system they judge, as environment variables.
 #[derive(Clone, Debug)]
@@ -98,11 +102,23 @@ async fn run(path: &Path, subject: &Subject, limit: Instant, is_deadline: bool) 
     let _group = group_of(&child);
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-    let finished = async {
-        let (status, (), ()) = tokio::join!(child.wait(), tail(stdout, &mut out), tail(stderr, &mut err));
+    let ended = Notify::new();
+    let status = async {
+        let status = timeout_at(limit, child.wait()).await;
+        ended.notify_one();
         status
     };
-    let problem = match timeout_at(limit, finished).await {
+    let output = async {
+        let grace = async {
+            ended.notified().await;
+            sleep(OUTPUT_GRACE).await;
+        };
+        tokio::select! {
+            _ = join(tail(stdout, &mut out), tail(stderr, &mut err)) => {}
+            () = grace => {}
+        }
+    };
+    let problem = match tokio::join!(status, output).0 {
         Ok(Ok(status)) if status.success() => return Ok(()),
         Ok(Ok(status)) => status.to_string(),
         Ok(Err(error)) => error.to_string(),
@@ -179,9 +195,26 @@ mod tests {
         let verdict = judged(dir.path(), Duration::from_millis(700)).await;
         assert!(matches!(&verdict, Health::Failed(e) if e.contains("check_timeout_s")), "{verdict:?}");
         if let Ok(pid) = std::fs::read_to_string(&pid_file) {
-            let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
-            assert!(stat.is_empty() || stat.contains(") Z ") || stat.contains(") X "), "{stat}");
+            // A killed process may take a moment to be gone; one that was not killed stays for ten minutes.
+            let limit = Instant::now() + LONG;
+            while let Ok(stat) = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())) {
+                if stat.contains(") Z ") || stat.contains(") X ") {
+                    break;
+                }
+                assert!(Instant::now() < limit, "{stat}");
+                tokio::task::yield_now().await;
+            }
         }
+    }
+
+    #[tokio::test]
+    async fn a_check_is_judged_by_its_exit_not_by_what_it_leaves_running() {
+        let dir = tempfile::tempdir().unwrap();
+        script(dir.path(), "10-leaves", 0o755, "sleep 300 & exit 0");
+        assert_eq!(judged(dir.path(), LONG).await, Health::Passed);
+        script(dir.path(), "10-leaves", 0o755, "echo broken; sleep 300 & exit 7");
+        let Health::Failed(evidence) = judged(dir.path(), LONG).await else { panic!("expected a failure") };
+        assert!(evidence.contains("exit status: 7") && evidence.contains("broken"), "{evidence}");
     }
 
     #[tokio::test]
