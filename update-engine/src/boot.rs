@@ -47,6 +47,11 @@ pub enum BootError {
     /// The slot is unknown.
     #[error("which slot is running is unknown: {0}")]
     Slot(String),
+    /// The slot is unknown since the flip: a loader has started the new one, which may run or have failed.
+    #[error(
+        "which slot runs is not known: slot {0} was started since the flip; say --booted A or --booted B"
+    )]
+    StartedSinceFlip(Slot),
     /// The version is unknown.
     #[error("which version is running is unknown: {0}")]
     Version(String),
@@ -59,10 +64,12 @@ pub enum BootError {
 /// the disk.
 ///
 /// Without a boot id, this is the boot of the last run, unless another slot is said to be running than then, or the
-/// boot rule has spent a try since the flip: then it is a new one, made from `random`.
+/// boot rule has spent a try since the flip: then it is a new one, made from `random`. Which slot runs must then be
+/// said: taking the old one for it would take a release that runs well for one that fell back.
 ///
 /// # Errors
-/// [`BootError::Slot`] and [`BootError::Version`], where neither the command line nor the record tells.
+/// [`BootError::Slot`], [`BootError::StartedSinceFlip`] and [`BootError::Version`], where neither the command line
+/// nor the record tells.
 pub fn simulated(
     given: &Given,
     record: &Record,
@@ -70,10 +77,13 @@ pub fn simulated(
     random: u64,
 ) -> Result<Booted, BootError> {
     let last = record.last_boot.as_ref();
-    let slot = given
-        .slot
-        .or(last.map(|boot| boot.slot))
-        .ok_or_else(|| BootError::Slot("say --booted A or --booted B".to_owned()))?;
+    let started = record.intent.as_ref().map(|intent| intent.target).filter(|_| tried(record, attributes));
+    let slot = match (given.slot, started, last) {
+        (Some(slot), _, _) => slot,
+        (None, Some(started), _) => return Err(BootError::StartedSinceFlip(started)),
+        (None, None, Some(boot)) => boot.slot,
+        (None, None, None) => return Err(BootError::Slot("say --booted A or --booted B".to_owned())),
+    };
     let version = given
         .version
         .clone()
@@ -82,18 +92,23 @@ pub fn simulated(
             Some(content.reported.clone().unwrap_or_else(|| content.version.clone()))
         })
         .ok_or_else(|| BootError::Version(format!("nothing is known of slot {slot} yet; say --version")))?;
-    let tried = record.intent.as_ref().is_some_and(|intent| {
-        let since_the_flip = last.is_none_or(|boot| boot.boot_id == intent.boot_id);
-        let target = attributes(intent.target);
-        let spent = target.priority() > 0 && target.tries_left() < intent.tries;
-        intent.flip == Flip::Activated && since_the_flip && spent
-    });
-    let same = last.filter(|boot| boot.slot == slot && !tried).map(|boot| boot.boot_id.clone());
+    let same = last.filter(|boot| boot.slot == slot && started.is_none()).map(|boot| boot.boot_id.clone());
     let boot_id = match given.boot_id.clone().or(same) {
         Some(boot_id) => boot_id,
         None => format!("disk-{random:016x}").parse().map_err(|_| BootError::BootId(String::new()))?,
     };
     Ok(Booted { slot, version, boot_id })
+}
+
+/// Whether a try was spent since the flip, and no engine has run in a later boot.
+fn tried(record: &Record, attributes: impl Fn(Slot) -> Attributes) -> bool {
+    record.intent.as_ref().is_some_and(|intent| {
+        let last = record.last_boot.as_ref();
+        let since_the_flip = last.is_none_or(|boot| boot.boot_id == intent.boot_id);
+        let target = attributes(intent.target);
+        let spent = target.priority() > 0 && target.tries_left() < intent.tries;
+        intent.flip == Flip::Activated && since_the_flip && spent
+    })
 }
 
 /// The running system as it tells itself; `root` is `/`. `slot_of_partition` finds the slot of a PARTUUID.
@@ -220,6 +235,46 @@ mod tests {
         assert_eq!(boot_id(&on(Slot::A), &record, 2), "one");
         let given = Given { boot_id: Some("said".parse().unwrap()), ..on(Slot::A) };
         assert_eq!(boot_id(&given, &record, 2), "said");
+    }
+
+    #[test]
+    fn after_a_start_since_the_flip_the_slot_must_be_said() {
+        let mut record = record(Slot::A, "one");
+        flipped(&mut record, "one");
+        assert_eq!(simulated(&Given::default(), &record, tries(3), 7).unwrap().slot, Slot::A);
+        let error = simulated(&Given::default(), &record, tries(2), 7).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "which slot runs is not known: slot B was started since the flip; say --booted A or --booted B"
+        );
+        // A boot id does not say which slot it was.
+        let given = Given { boot_id: Some("two".parse().unwrap()), ..Given::default() };
+        assert!(simulated(&given, &record, tries(2), 7).is_err());
+        // Once an engine has run in the later boot, the record knows.
+        flipped(&mut record, "zero");
+        assert_eq!(simulated(&Given::default(), &record, tries(2), 7).unwrap().slot, Slot::A);
+    }
+
+    /// What the state machine asks for first in a system booted so.
+    fn first_operations(slot: Slot) -> String {
+        let mut record = record(Slot::A, "one");
+        flipped(&mut record, "one");
+        let given = Given { slot: Some(slot), ..Given::default() };
+        let Booted { slot, version, boot_id } = simulated(&given, &record, tries(2), 7).unwrap();
+        let attributes = machine::PerSlot { a: tries(2)(Slot::A), b: tries(2)(Slot::B) };
+        let facts = machine::Facts { boot_id, slot, version, attributes, reboot_allowed: false };
+        let state = machine::State::new(machine::Policy::default(), record);
+        let start = machine::Start { facts, mode: machine::Mode::Once, seed: 1 };
+        let (_, effects) = machine::step(state, machine::Event::Start(start), jiff::Timestamp::UNIX_EPOCH);
+        format!("{effects:?}")
+    }
+
+    #[test]
+    fn the_slot_that_is_said_decides_between_confirming_and_falling_back() {
+        let on_b = first_operations(Slot::B);
+        assert!(on_b.contains("RunHealth") && !on_b.contains("Condemn"), "{on_b}");
+        let on_a = first_operations(Slot::A);
+        assert!(on_a.contains("Condemn") && !on_a.contains("RunHealth"), "{on_a}");
     }
 
     #[test]
