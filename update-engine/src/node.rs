@@ -76,14 +76,12 @@ impl Engine {
     pub fn on(media: Arc<dyn Media>, settings: Settings, options: &Options) -> Result<Self, StartError> {
         let state_dir = options.state_dir.clone().unwrap_or_else(|| settings.state_dir.clone());
         let folder = StateFolder::lock(&state_dir)?;
-        let loaded = folder.load()?;
-        for problem in &loaded.problems {
+        let (record, node, problems) = folder.start()?;
+        for problem in &problems {
             tracing::error!("{problem}");
         }
-        let node = folder.node_id()?;
         let seed = getrandom::u64().unwrap_or_else(|_| std::process::id().into());
         let slots = Slots::new(media, settings.disk.layout.clone());
-        let record = loaded.record.unwrap_or_default();
         let facts = facts(&slots, &record, options, seed)?;
         let client = Client::new(settings.server.url.clone(), settings.download.clone())?;
         let parts = Parts {
@@ -92,7 +90,7 @@ impl Engine {
                 group: settings.identity.group.clone(),
             },
             node: node.clone(),
-            problems: loaded.problems,
+            problems,
             client: client.clone(),
             operations: operations(&settings, options, &folder, client, slots, node),
             folder,

@@ -46,7 +46,8 @@ pub enum StateError {
     },
     /// No copy of the record can be read. Nothing was changed.
     #[error(
-        "the state in {} is unreadable ({problem}): refusing to go on, because the quarantine and the newest confirmed version would be lost; restore state.json from a backup, or remove both copies to start as a new node",
+        "the state in {} is unreadable ({problem}): refusing to go on, because the quarantine and the newest confirmed version would be lost; restore state.json from a backup, or remove all that {} holds to start as a new node",
+        dir.display(),
         dir.display()
     )]
     Unreadable {
@@ -54,6 +55,17 @@ pub enum StateError {
         dir: PathBuf,
         /// What is wrong with each copy.
         problem: String,
+    },
+    /// Both copies of the record are gone, and the folder is not a new node's. Nothing was changed.
+    #[error(
+        "state.json and state.backup.json are missing in {} although {trace} is there: refusing to go on, because the quarantine and the newest confirmed version would be forgotten; restore state.json from a backup, or, if this is to be a new node, remove all that the folder holds",
+        dir.display()
+    )]
+    Lost {
+        /// The folder.
+        dir: PathBuf,
+        /// The file that shows that there was a record.
+        trace: &'static str,
     },
     /// The record was written by a newer engine. Nothing was changed.
     #[error("{} has schema {found}: expected {expected}; a newer engine wrote it", path.display())]
@@ -78,6 +90,15 @@ pub enum StateError {
     #[error("cannot make a node id: no randomness ({0})")]
     Randomness(getrandom::Error),
 }
+
+/// Files that are only written once there is a record.
+const TRACES: [&str; 5] = [
+    "node-id",
+    "trust/seen/floor.json",
+    "trust/seen/floor.backup.json",
+    "history.jsonl",
+    "history.old.jsonl",
+];
 
 /// The record as it was found.
 #[derive(Debug)]
@@ -173,11 +194,13 @@ impl StateFolder {
     }
 
     /// Reads the record: the newer of its readable copies. With the lock held, an unreadable copy beside a readable
-    /// one is set aside under another name. Where a copy is there and none is readable, nothing is touched.
+    /// one is set aside under another name. Where there was a record and none is readable, nothing is touched.
     ///
     /// # Errors
-    /// [`StateError::Unreadable`], [`StateError::Newer`], [`StateError::Io`]
+    /// [`StateError::Unreadable`], [`StateError::Lost`], [`StateError::Newer`], [`StateError::Io`]
     pub fn load(&self) -> Result<Loaded, StateError> {
+        // Looked for first: an engine beside this view that starts on a new node writes the record before them.
+        let trace = TRACES.into_iter().find(|name| self.dir.join(name).exists());
         let mut best: Option<(u64, Record)> = None;
         let mut damaged = Vec::new();
         for name in files::COPIES {
@@ -192,9 +215,14 @@ impl StateFolder {
                 Copy::Damaged(problem) => damaged.push((path, format!("{name}: {problem}"))),
             }
         }
-        if best.is_none() && !damaged.is_empty() {
-            let problems: Vec<_> = damaged.into_iter().map(|(_, problem)| problem).collect();
-            return Err(StateError::Unreadable { dir: self.dir.clone(), problem: problems.join("; ") });
+        if best.is_none() {
+            if !damaged.is_empty() {
+                let problems: Vec<_> = damaged.into_iter().map(|(_, problem)| problem).collect();
+                return Err(StateError::Unreadable { dir: self.dir.clone(), problem: problems.join("; ") });
+            }
+            if let Some(trace) = trace {
+                return Err(StateError::Lost { dir: self.dir.clone(), trace });
+            }
         }
         let mut problems = Vec::new();
         for (path, problem) in damaged {
@@ -207,6 +235,24 @@ impl StateFolder {
             });
         }
         Ok(Loaded { record: best.map(|(_, record)| record), problems })
+    }
+
+    /// As [`Self::load`], and the id of the node. On a new node the record is made durable before anything else is
+    /// written, so that a folder without one is either new or has lost it.
+    ///
+    /// # Errors
+    /// [`StateError`]
+    pub fn start(&self) -> Result<(Record, NodeId, Vec<String>), StateError> {
+        let Loaded { record, problems } = self.load()?;
+        let record = match record {
+            Some(record) => record,
+            None => {
+                let record = Record::default();
+                self.save(&record)?;
+                record
+            }
+        };
+        Ok((record, self.node_id()?, problems))
     }
 
     /// Makes a record durable in both copies.
@@ -234,7 +280,7 @@ impl StateFolder {
     ///
     /// # Errors
     /// [`StateError`]
-    pub fn node_id(&self) -> Result<NodeId, StateError> {
+    fn node_id(&self) -> Result<NodeId, StateError> {
         let path = self.dir.join("node-id");
         let parse = |text: &str| {
             text.trim().parse().map_err(|source| StateError::NodeId { path: path.clone(), source })

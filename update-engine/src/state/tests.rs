@@ -38,9 +38,10 @@ fn a_new_node_has_no_record_and_gets_an_id_for_good() {
     let path = dir.path().join("var/lib/update-engine");
     let folder = StateFolder::lock(&path).unwrap();
     assert!(folder.load().unwrap().record.is_none());
-    let id = folder.node_id().unwrap();
+    let (record, id, problems) = folder.start().unwrap();
+    assert_eq!((record, problems), (Record::default(), Vec::new()));
     drop(folder);
-    assert_eq!(StateFolder::lock(&path).unwrap().node_id().unwrap(), id);
+    assert_eq!(StateFolder::lock(&path).unwrap().start().unwrap().1, id);
     std::fs::write(path.join("node-id"), "not an id").unwrap();
     assert!(matches!(StateFolder::view(&path).node_id(), Err(StateError::NodeId { .. })));
 }
@@ -102,6 +103,45 @@ fn with_no_readable_copy_the_engine_refuses_and_touches_nothing() {
             assert_eq!(names(dir.path()), before);
         }
     }
+}
+
+#[test]
+fn a_folder_that_lost_its_record_is_no_new_node() {
+    for trace in TRACES {
+        let (dir, folder) = saved("lost");
+        std::fs::create_dir_all(dir.path().join("trust/seen")).unwrap();
+        std::fs::write(dir.path().join(trace), b"x").unwrap();
+        for name in files::COPIES {
+            std::fs::remove_file(dir.path().join(name)).unwrap();
+        }
+        let before = names(dir.path());
+        for _ in 0..2 {
+            let error = folder.start().unwrap_err();
+            assert!(matches!(error, StateError::Lost { .. }), "{error}");
+            for part in [trace, "quarantine", "newest confirmed version", "remove all"] {
+                assert!(error.to_string().contains(part), "{part} is not in {error}");
+            }
+            assert_eq!(names(dir.path()), before);
+        }
+        // As an operator says that it is a new node.
+        drop(folder);
+        std::fs::remove_dir_all(dir.path()).unwrap();
+        let folder = StateFolder::lock(dir.path()).unwrap();
+        assert_eq!(folder.start().unwrap().0, Record::default());
+    }
+}
+
+#[test]
+fn a_first_start_that_is_cut_off_is_followed_by_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = StateFolder::lock(dir.path()).unwrap();
+    // The node id cannot be written: what has been written before it is all that is there after a cut.
+    std::os::unix::fs::symlink("node-id", dir.path().join("node-id")).unwrap();
+    folder.start().unwrap_err();
+    std::fs::remove_file(dir.path().join("node-id")).unwrap();
+    assert_eq!(folder.load().unwrap().record, Some(Record::default()));
+    folder.start().unwrap();
+    assert_eq!(folder.start().unwrap().0, Record::default());
 }
 
 #[test]
