@@ -151,6 +151,7 @@ fn operations(
         },
         reboot_command: settings.reboot_command.clone(),
         state_dir: folder.path().to_owned(),
+        own_disk: options.disk.is_none(),
         authorized: Mutex::new(None),
         abort,
         wake: Notify::new(),

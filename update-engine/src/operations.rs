@@ -60,6 +60,8 @@ pub struct Operations {
     pub reboot_command: Vec<String>,
     /// The state folder.
     pub state_dir: PathBuf,
+    /// The disk is this machine's own, not one given by `--disk`.
+    pub own_disk: bool,
     /// The release offered last, with the evidence that it may be installed.
     pub authorized: Mutex<Option<Authorized>>,
     /// Set to stop the running operation.
@@ -127,8 +129,8 @@ impl Operations {
             }
             Operation::ReadBack { release, target } => Event::ReadBack(self.read_back(release, target).await),
             Operation::Invalidate { target } => self.table(move |s| s.invalidate(target, running)).await,
-            Operation::Activate { target, tries, .. } => {
-                self.table(move |s| s.activate(target, running, tries)).await
+            Operation::Activate { release, target, tries } => {
+                self.table(move |s| s.activate(release.digest, target, running, tries)).await
             }
             Operation::Revert { target, tries } => {
                 self.table(move |s| s.revert(target, running, tries)).await
@@ -220,8 +222,26 @@ impl Operations {
 
     async fn preflight(&self, release: Release, target: Slot, running: Slot) -> Result<(), Failure> {
         let authorized = self.evidence(&release)?;
+        if self.own_disk {
+            self.state_survives().await?;
+        }
         preflight::state_space(&self.state_dir, authorized.manifest())?;
         self.on_slots(move |slots| slots.preflight(authorized.manifest(), target, running)).await
+    }
+
+    /// Whether the state folder outlives a slot change. Asked before an update only: what was activated before is
+    /// confirmed all the same.
+    async fn state_survives(&self) -> Result<(), Failure> {
+        let dir = self.state_dir.clone();
+        let place =
+            self.on_slots(move |slots| Ok(preflight::place_of(&dir, &slots.look()?, slots.path()))).await??;
+        preflight::survives(&place).map_err(|why| {
+            let detail = format!(
+                "the state folder {} does not survive a slot change: {why}; put it on a partition outside of both slots (state.dir)",
+                self.state_dir.display()
+            );
+            Failure::new(FailureKind::Node, detail)
+        })
     }
 
     async fn install(
