@@ -6,7 +6,7 @@
 
 use crate::error::chain;
 use crate::network::payload::Payload;
-use crate::network::source::{Cancelled, NetworkBytes};
+use crate::network::source::{Cancelled, NetworkBytes, aborted};
 use crate::network::{Client, NetworkError};
 use crate::pause::{Pause, Point};
 use crate::slots::{Slots, SlotsError};
@@ -190,7 +190,10 @@ impl Installer {
             });
         };
         self.meter.start(manifest.partitions.iter().map(|p| p.size).sum());
-        let index = Arc::new(self.index(manifest, file).await?);
+        let index = tokio::select! {
+            index = self.index(manifest, file) => Arc::new(index?),
+            () = aborted(&self.abort) => return Err(Cancelled.into()),
+        };
         let mut wrong = 0;
         loop {
             let (this, index) = (self.clone(), Arc::clone(&index));

@@ -100,7 +100,7 @@ fn serve(run: Run) -> Result<Exit, Box<dyn Error>> {
         listener.abort();
         Ok::<_, Box<dyn Error>>(ended)
     })?;
-    // A transfer that was told to stop may still be waiting for the network: nobody waits for it.
+    // Looking up a server's name may still block a thread: nobody waits for it.
     runtime.shutdown_background();
     report(exit, &status, run.json)?;
     Ok(exit)

@@ -3,15 +3,23 @@
 mod hostile;
 
 use super::payload::{Payload, Piece};
+use super::source::{Cancelled, NetworkBytes};
 use super::*;
 use crate::check::network_failure;
 use crate::config::{Merged, Settings, fragment::Fragment};
+use crate::install::Installer;
+use crate::pause::Pause;
+use crate::slots::Slots;
+use disk::assemble::{SourceError, StoredBytes as _};
 use hostile::{Answer, Request, Server, content};
 use protocol::digest::Sha256;
 use protocol::id::NodeId;
+use protocol::manifest::{Manifest, PayloadFile};
+use protocol::slot::Slot;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -29,6 +37,25 @@ fn limits() -> Download {
 
 fn client(server: &Server, limits: Download) -> Client {
     Client::new(server.url(), limits).unwrap()
+}
+
+/// A server that takes connections and never answers; it tells when one has come.
+async fn silent_server() -> (Url, tokio::sync::oneshot::Receiver<()>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap()).parse().unwrap();
+    let (asked, when_asked) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move {
+        let _connection = listener.accept().await.unwrap();
+        asked.send(()).unwrap();
+        std::future::pending::<()>().await;
+    });
+    (url, when_asked)
+}
+
+/// Bounds under which silence is a failure of the network some seconds later: one try, and no other.
+fn patient() -> Download {
+    let stall_timeout = Duration::from_secs(5);
+    Download { connect_timeout: stall_timeout, stall_timeout, retries: 0, ..limits() }
 }
 
 /// Fetches ranges; what came, the error, and the number of bytes that were downloaded.
@@ -353,4 +380,57 @@ fn retry_after_is_seconds_or_a_date() {
     assert_eq!(pause("Thu, 01 Jan 1970 00:00:00 GMT"), Some(Duration::ZERO));
     assert!(pause("Fri, 31 Dec 2100 23:59:59 GMT").unwrap() > Duration::from_secs(1_000_000));
     assert_eq!(pause("soon"), None);
+}
+
+#[tokio::test]
+async fn a_transfer_stops_while_the_network_is_silent() {
+    let (url, asked) = silent_server().await;
+    let payload =
+        Payload::new(Client::new(url, patient()).unwrap(), &Sha256::of(b"payload"), SIZE, Arc::default());
+    let abort = Arc::new(AtomicBool::new(false));
+    let runtime = tokio::runtime::Handle::current();
+    let mut source = NetworkBytes::new(payload.unwrap(), runtime, Arc::clone(&abort), |_| {});
+    let reading = tokio::task::spawn_blocking(move || source.read(&[WANTED], &mut |_, _| Ok(())));
+    asked.await.unwrap();
+    abort.store(true, Ordering::Relaxed);
+    let error = reading.await.unwrap().unwrap_err();
+    assert!(matches!(&error, SourceError::Failed(source) if source.is::<Cancelled>()), "{error:?}");
+}
+
+#[tokio::test]
+async fn an_install_stops_while_the_network_is_silent() {
+    let (url, asked) = silent_server().await;
+    let folder = tempfile::tempdir().unwrap();
+    let abort = Arc::new(AtomicBool::new(false));
+    let disk = folder.path().join("disk.img");
+    let installer = Installer {
+        client: Client::new(url, patient()).unwrap(),
+        slots: Arc::new(Mutex::new(Slots::new(Arc::new(disk), disk::SlotLayout::default()))),
+        heads: folder.path().join("heads"),
+        meter: Arc::default(),
+        abort: Arc::clone(&abort),
+        pause: Pause::default(),
+    };
+    let manifest = Manifest {
+        schema: 1,
+        os: "debian".to_owned(),
+        version: "1.1.0".parse().unwrap(),
+        arch: "x86-64".parse().unwrap(),
+        partitions: Vec::new(),
+        payloads: vec![PayloadFile {
+            size: SIZE,
+            sha256: Sha256::of(b"payload"),
+            head_size: 1000,
+            head_sha256: Sha256::of(b"head"),
+            source_sha256: None,
+        }],
+        min_source_version: None,
+        notes: String::new(),
+    };
+    let stop = async {
+        asked.await.unwrap();
+        abort.store(true, Ordering::Relaxed);
+    };
+    let (installed, ()) = tokio::join!(installer.install(&manifest, Slot::B, Slot::A), stop);
+    assert_eq!(installed.unwrap_err().kind(), machine::FailureKind::Cancelled);
 }
