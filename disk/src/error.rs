@@ -1,6 +1,7 @@
 //! Steps 7, 8, 11 and 12, slot to confirm: why a disk cannot be used, or why a change of it is refused.
 
 use crate::medium::ALIGN;
+use protocol::digest::Sha256;
 use protocol::gpt::TableError;
 use protocol::slot::{Attributes, Slot};
 use std::io;
@@ -111,6 +112,18 @@ pub enum DiskError {
         slot: Slot,
         /// Its attributes.
         attributes: Attributes,
+    },
+    /// Evidence about another release.
+    #[error(
+        "slot {slot} was read back as the release {found}: expected {expected}; install that release first"
+    )]
+    OtherRelease {
+        /// The slot.
+        slot: Slot,
+        /// The digest of the release to be activated.
+        expected: Sha256,
+        /// The digest of the release that was read back.
+        found: Sha256,
     },
     /// Evidence about another disk.
     #[error("slot {0} was prepared on another disk or for another running slot")]

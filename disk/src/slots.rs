@@ -11,7 +11,7 @@ use crate::table::Disk;
 use crate::window::SlotWindow;
 use protocol::digest::{Hasher, Sha256};
 use protocol::id::PartitionRole;
-use protocol::manifest::PartitionImage;
+use protocol::manifest::{PartitionImage, release_digest};
 use protocol::slot::Slot;
 use std::io;
 use std::path::Path;
@@ -195,7 +195,7 @@ impl InvalidatedSlot {
             evidence = evidence.and(how);
         }
         let Self { medium, slot, running, .. } = self;
-        Ok(StagedSlot { medium, slot, running, evidence })
+        Ok(StagedSlot { medium, slot, running, evidence, release: release_digest(partitions) })
     }
 }
 
@@ -206,6 +206,7 @@ pub struct StagedSlot {
     slot: Slot,
     running: Slot,
     evidence: ReadBack,
+    release: Sha256,
 }
 
 impl StagedSlot {
@@ -219,6 +220,12 @@ impl StagedSlot {
     #[must_use]
     pub fn read_back(&self) -> ReadBack {
         self.evidence
+    }
+
+    /// The digest of the release it holds, as [`release_digest`] gives it.
+    #[must_use]
+    pub fn release(&self) -> Sha256 {
+        self.release
     }
 
     pub(crate) fn running(&self) -> Slot {

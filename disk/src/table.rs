@@ -9,6 +9,7 @@ use crate::layout::{RoleLayout, SlotLayout};
 use crate::medium::{ALIGN, Medium};
 use crate::slots::{InvalidatedSlot, StagedSlot, TargetSlot};
 use crate::window::SlotWindow;
+use protocol::digest::Sha256;
 use protocol::gpt::{Change, Commit, Damage, Entry, Guid, Health, Step, Table};
 use protocol::id::PartitionRole;
 use protocol::slot::{Attributes, Choice, Slot, select};
@@ -187,11 +188,40 @@ impl Disk {
     }
 
     fn repair_only(&mut self) -> Result<bool, DiskError> {
+        let protected = self.protect()?;
         let commit = self.table.repair().map_err(DiskError::Table)?;
         if !commit.steps.is_empty() {
             tracing::warn!(health = %self.health(), "repairing the partition table");
         }
-        self.apply(commit)
+        Ok(self.apply(commit)? || protected)
+    }
+
+    /// The first sector as it should be, where it lacks the entry that protects the table.
+    fn missing_protection(&self) -> Result<Option<Vec<u8>>, DiskError> {
+        let sector = u64::from(self.medium.block_size());
+        let mut first = AlignedBuf::zeroed(self.medium.block_size() as usize);
+        self.medium.read_back(0, &mut first).map_err(DiskError::io("read the first sector"))?;
+        Ok(protected_first_sector(&first, self.medium.len() / sector))
+    }
+
+    /// Whether the disk has the MBR entry without which Linux does not look for a GPT.
+    ///
+    /// # Errors
+    /// [`DiskError`] where the first sector cannot be read.
+    pub fn is_protected(&self) -> Result<bool, DiskError> {
+        Ok(self.missing_protection()?.is_none())
+    }
+
+    /// Puts the MBR entry in that protects the table, where it is missing: whatever took the first sector took the
+    /// primary copy as well, and a table that only we find boots nothing. One sector, flushed before the table.
+    fn protect(&self) -> Result<bool, DiskError> {
+        let Some(first) = self.missing_protection()? else { return Ok(false) };
+        tracing::warn!("the disk has no protective MBR: writing one");
+        self.medium
+            .write_at(0, &first)
+            .and_then(|()| self.medium.flush())
+            .map_err(DiskError::io("write the protective MBR"))?;
+        Ok(true)
     }
 
     /// Boots as the loader would: selects a slot and records the try it spends. `None` where no slot can be booted.
@@ -235,19 +265,29 @@ impl Disk {
         Ok(InvalidatedSlot::new(self.medium.clone(), slot, running, windows))
     }
 
-    /// Step 8, the flip: the next boot starts the staged slot, `tries` times at most until it is confirmed.
+    /// Step 8, the flip: the next boot starts the staged slot, which holds `release` (by
+    /// [`protocol::manifest::release_digest`]), `tries` times at most until it is confirmed.
     ///
     /// # Errors
-    /// [`DiskError`] where the evidence is not about this disk, the running slot could not be fallen back to, or the
+    /// [`DiskError`] where the evidence is not about this disk or this release, the running slot could not be fallen back to, or the
     /// change failed.
     #[expect(clippy::needless_pass_by_value, reason = "the evidence must not be used twice")]
-    pub fn activate(&mut self, staged: StagedSlot, running: Slot, tries: u8) -> Result<(), DiskError> {
+    pub fn activate(
+        &mut self,
+        staged: StagedSlot,
+        release: Sha256,
+        running: Slot,
+        tries: u8,
+    ) -> Result<(), DiskError> {
         let slot = staged.slot();
         if slot == running {
             return Err(DiskError::Running(slot));
         }
         if !Arc::ptr_eq(staged.medium(), &self.medium) || staged.running() != running {
             return Err(DiskError::ForeignEvidence(slot));
+        }
+        if staged.release() != release {
+            return Err(DiskError::OtherRelease { slot, expected: release, found: staged.release() });
         }
         self.reload()?;
         let fallback = self.attributes(running).fallback();

@@ -207,7 +207,7 @@ pub fn install_to_slot(
     let report = install(release, &targets, others, progress)?;
     let staged = invalidated.verify(&release.manifest.partitions, &|_| {})?;
     if activate {
-        disk.activate(staged, running, TRIES)?;
+        disk.activate(staged, release.manifest.release_digest(), running, TRIES)?;
     }
     Ok(report)
 }

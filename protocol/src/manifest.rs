@@ -219,20 +219,26 @@ impl Manifest {
         self.partitions.iter().find(|p| p.role == *role)
     }
 
-    /// What identifies a release for quarantine: the digest over its partitions' roles and digests, by role. The same
-    /// images published under another version, or listed in another order, are the same release.
+    /// What identifies a release for quarantine: [`release_digest`] of its partitions.
     #[must_use]
     pub fn release_digest(&self) -> Sha256 {
-        let mut partitions: Vec<_> = self.partitions.iter().collect();
-        partitions.sort_by(|one, other| one.role.cmp(&other.role));
-        let mut hasher = crate::digest::Hasher::new();
-        for partition in partitions {
-            hasher.update(partition.role.as_str().as_bytes());
-            hasher.update(b"\0");
-            hasher.update(partition.sha256.as_bytes());
-        }
-        hasher.finish()
+        release_digest(&self.partitions)
     }
+}
+
+/// The digest over the roles and digests of a release's partitions, by role. The same images published under another
+/// version, or listed in another order, are the same release.
+#[must_use]
+pub fn release_digest(partitions: &[PartitionImage]) -> Sha256 {
+    let mut partitions: Vec<_> = partitions.iter().collect();
+    partitions.sort_by(|one, other| one.role.cmp(&other.role));
+    let mut hasher = crate::digest::Hasher::new();
+    for partition in partitions {
+        hasher.update(partition.role.as_str().as_bytes());
+        hasher.update(b"\0");
+        hasher.update(partition.sha256.as_bytes());
+    }
+    hasher.finish()
 }
 
 impl ChannelFile {

@@ -8,6 +8,7 @@ use disk::{
     SystemMounts, TargetSlot, VerifyError,
 };
 use machine::PerSlot;
+use protocol::digest::Sha256;
 use protocol::id::PartitionRole;
 use protocol::manifest::{Manifest, PartitionImage};
 use protocol::slot::{Attributes, Slot};
@@ -248,12 +249,13 @@ impl Slots {
         }
     }
 
-    /// The flip, with the evidence of the read-back.
+    /// The flip to the release with this digest, with the evidence of its read-back.
     ///
     /// # Errors
     /// [`SlotsError`]
     pub fn activate(
         &mut self,
+        release: Sha256,
         target: Slot,
         running: Slot,
         tries: u8,
@@ -262,7 +264,7 @@ impl Slots {
             .staged
             .take_if(|staged| staged.slot() == target)
             .ok_or(SlotsError::NoEvidence { slot: target, what: "read back" })?;
-        self.change(|disk| disk.activate(staged, running, tries))
+        self.change(|disk| disk.activate(staged, release, running, tries))
     }
 
     /// The flip back to a slot that is bootable and successful.

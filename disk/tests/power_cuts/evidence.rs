@@ -118,7 +118,8 @@ fn only_a_slot_that_reads_back_right_is_staged() {
 }
 
 #[test]
-fn evidence_is_for_one_disk_and_one_running_slot() {
+fn evidence_is_for_one_disk_one_running_slot_and_one_release() {
+    let wanted = Release::new(3).digest();
     let (_, mut disk) = usual();
     let (_, mut other) = usual();
     let target = target(&other);
@@ -131,11 +132,18 @@ fn evidence_is_for_one_disk_and_one_running_slot() {
         slot.verify(&release.images(), &|_| ()).unwrap()
     };
     let staged = stage(&mut other);
-    assert!(matches!(disk.activate(staged, Slot::A, 3), Err(DiskError::ForeignEvidence(Slot::B))));
+    assert!(matches!(disk.activate(staged, wanted, Slot::A, 3), Err(DiskError::ForeignEvidence(Slot::B))));
     let staged = stage(&mut disk);
-    assert!(matches!(disk.activate(staged, Slot::B, 3), Err(DiskError::Running(Slot::B))));
+    assert!(matches!(disk.activate(staged, wanted, Slot::B, 3), Err(DiskError::Running(Slot::B))));
     let staged = stage(&mut disk);
-    disk.activate(staged, Slot::A, 3).unwrap();
+    let before = disk.attributes(Slot::B);
+    assert!(matches!(
+        disk.activate(staged, Release::new(4).digest(), Slot::A, 3),
+        Err(DiskError::OtherRelease { slot: Slot::B, found, .. }) if found == wanted
+    ));
+    assert_eq!(disk.attributes(Slot::B), before);
+    let staged = stage(&mut disk);
+    disk.activate(staged, wanted, Slot::A, 3).unwrap();
     let kept = 1 << 60 | 4;
     assert_eq!(disk.attributes(Slot::B).bits(), bits(2, 3, false).bits() | kept);
     assert_eq!(disk.attributes(Slot::A).bits(), bits(1, 0, true).bits() | kept);

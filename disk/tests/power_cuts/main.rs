@@ -87,7 +87,7 @@ fn activating() {
             let invalidated = disk.invalidate(target)?;
             let staged =
                 invalidated.verify(&Release::new(0x82).images(), &|_| ()).expect("the content is there");
-            disk.activate(staged, Slot::A, 3)
+            disk.activate(staged, Release::new(0x82).digest(), Slot::A, 3)
         })
     });
 }

@@ -46,6 +46,10 @@ impl Release {
         vec![image(PartitionRole::root(), &self.root), image(PartitionRole::boot(), &self.boot)]
     }
 
+    pub(crate) fn digest(&self) -> Sha256 {
+        protocol::manifest::release_digest(&self.images())
+    }
+
     /// Whether a slot holds it, whole.
     pub(crate) fn is_on(&self, disk: &Disk, slot: Slot) -> bool {
         [(PartitionRole::root(), &self.root), (PartitionRole::boot(), &self.boot)].iter().all(
@@ -148,5 +152,5 @@ pub(crate) fn update(disk: &mut Disk, release: &Release, running: Slot) -> Resul
     let invalidated = disk.invalidate(target).map_err(|e| e.to_string())?;
     release.write_to(&invalidated).map_err(|e| e.to_string())?;
     let staged = invalidated.verify(&release.images(), &|_| ()).map_err(|e| e.to_string())?;
-    disk.activate(staged, running, 3).map_err(|e| e.to_string())
+    disk.activate(staged, release.digest(), running, 3).map_err(|e| e.to_string())
 }

@@ -1,7 +1,7 @@
 //! Steps 5 to 7, download, verify, slot: an accepted release on its way into the inactive slot.
 
 use super::Turn;
-use crate::effect::Operation;
+use crate::effect::{Effect, Operation};
 use crate::event::{Failure, FailureKind};
 use crate::record::{Attempt, Content, Flip, Release};
 use crate::state::Stage;
@@ -65,7 +65,7 @@ impl Turn {
     pub(super) fn read_back(&mut self, result: Result<(), Failure>, abandoned: bool) {
         match result {
             // The evidence may be there; nobody will use it.
-            Ok(()) if abandoned => self.side.push(crate::effect::Effect::Discard),
+            Ok(()) if abandoned => self.side.push(Effect::Discard),
             Err(_) if abandoned => {}
             Ok(()) => self.staged(),
             Err(failure) => self.update_failed(&failure, true),
@@ -74,7 +74,11 @@ impl Turn {
 
     fn staged(&mut self) {
         let Some((_, target, ..)) = self.slots() else { return };
-        let Some(update) = &mut self.state.run.update else { return };
+        let Some(update) = &mut self.state.run.update else {
+            // Nobody will use the evidence, and the disk stays locked for as long as it is there.
+            self.side.push(Effect::Discard);
+            return;
+        };
         update.stage = Stage::Staged;
         let release = update.offer.release.clone();
         self.close_attempt(release.digest);
