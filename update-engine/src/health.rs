@@ -36,6 +36,13 @@ pub async fn judge(dir: Option<&Path>, subject: &Subject, deadline: Duration, ch
         Ok(checks) => checks,
         Err((path, error)) => return Health::Unknown(format!("cannot read {}: {error}", path.display())),
     };
+    if let Some(dir) = dir.filter(|_| checks.is_empty()) {
+        tracing::warn!(
+            "release {} is confirmed without a health check: there is none in {} (health.dir)",
+            subject.version,
+            dir.display()
+        );
+    }
     for path in checks {
         let limit = end.min(Instant::now() + check);
         if let Err(evidence) = run(&path, subject, limit, limit == end).await {
@@ -170,6 +177,24 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(judged(dir.path(), LONG).await, Health::Passed);
         assert_eq!(judged(&dir.path().join("missing"), LONG).await, Health::Passed);
+    }
+
+    #[tokio::test]
+    async fn a_confirmation_without_checks_is_warned_about() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let writer = std::sync::Arc::new(log.reopen().unwrap());
+        let subscriber = tracing_subscriber::fmt().with_writer(writer).finish();
+        let _logging = tracing::subscriber::set_default(subscriber);
+        let warned =
+            || std::fs::read_to_string(log.path()).unwrap().matches("without a health check").count();
+        judged(dir.path(), LONG).await;
+        assert_eq!(warned(), 1);
+        judged(&dir.path().join("missing"), LONG).await;
+        assert_eq!(warned(), 2);
+        script(dir.path(), "10-good", 0o755, "exit 0");
+        judged(dir.path(), LONG).await;
+        assert_eq!(warned(), 2);
     }
 
     #[tokio::test]
