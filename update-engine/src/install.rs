@@ -15,6 +15,7 @@ use disk::plan::Plan;
 use disk::seeds::{self, SeedWindow};
 use machine::{Failure, FailureKind};
 use protocol::digest::Sha256;
+use protocol::id::PartitionRole;
 use protocol::manifest::{Manifest, PayloadFile};
 use protocol::payload::{FormatError, Index};
 use protocol::slot::Slot;
@@ -289,7 +290,9 @@ impl Installer {
         let (disk, invalidated) = slots.target(target)?;
         let targets = assemble::targets(index, |role| invalidated.window(role))?;
         let mut windows = Vec::new();
-        for (role, _) in disk.slot_partitions(running) {
+        // A partition that the release has no image for is not worth reading.
+        let wanted = |role: &PartitionRole| index.partitions.iter().any(|partition| partition.role == *role);
+        for (role, _) in disk.slot_partitions(running).filter(|(role, _)| wanted(role)) {
             let window = disk.open_slot(role, running)?;
             windows.push(SeedWindow { name: format!("{role} {running}"), window, target: None });
         }
