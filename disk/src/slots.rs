@@ -8,7 +8,7 @@ use crate::error::DiskError;
 use crate::medium::{AlignedBuf, Medium, ReadBack};
 use crate::mounts::MountTable;
 use crate::table::Disk;
-use crate::window::SlotWindow;
+use crate::window::{SlotWindow, WriteAccess};
 use protocol::digest::{Hasher, Sha256};
 use protocol::id::PartitionRole;
 use protocol::manifest::{PartitionImage, release_digest};
@@ -76,6 +76,7 @@ pub struct InvalidatedSlot {
     slot: Slot,
     running: Slot,
     windows: Vec<(PartitionRole, SlotWindow)>,
+    access: WriteAccess,
 }
 
 /// Why a slot that was written cannot be staged.
@@ -135,8 +136,9 @@ impl InvalidatedSlot {
         slot: Slot,
         running: Slot,
         windows: Vec<(PartitionRole, SlotWindow)>,
+        access: WriteAccess,
     ) -> Self {
-        Self { medium, slot, running, windows }
+        Self { medium, slot, running, windows, access }
     }
 
     /// Which slot.
@@ -145,7 +147,7 @@ impl InvalidatedSlot {
         self.slot
     }
 
-    /// The writable window of one of its partitions.
+    /// The window of one of its partitions, writable until the slot is verified or dropped.
     #[must_use]
     pub fn window(&self, role: &PartitionRole) -> Option<SlotWindow> {
         self.windows.iter().find(|(r, _)| r == role).map(|(_, window)| window.clone())
@@ -166,6 +168,8 @@ impl InvalidatedSlot {
         if !partitions.iter().any(|image| image.role == PartitionRole::root()) {
             return Err(VerifyError::NoRoot);
         }
+        // Whoever kept a window must not change what is proved here.
+        self.access.revoke();
         self.medium.flush().map_err(|source| VerifyError::Flush { slot: self.slot, source })?;
         let mut evidence = ReadBack::Direct;
         let mut done = 0;

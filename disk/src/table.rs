@@ -6,11 +6,11 @@
 
 use crate::error::DiskError;
 use crate::layout::{RoleLayout, SlotLayout};
-use crate::medium::{ALIGN, Medium};
+use crate::medium::{ALIGN, AlignedBuf, Medium};
 use crate::slots::{InvalidatedSlot, StagedSlot, TargetSlot};
-use crate::window::SlotWindow;
+use crate::window::{SlotWindow, WriteAccess};
 use protocol::digest::Sha256;
-use protocol::gpt::{Change, Commit, Damage, Entry, Guid, Health, Step, Table};
+use protocol::gpt::{Change, Commit, Damage, Entry, Guid, Health, Step, Table, protected_first_sector};
 use protocol::id::PartitionRole;
 use protocol::slot::{Attributes, Choice, Slot, select};
 use std::fmt;
@@ -255,14 +255,16 @@ impl Disk {
             return Err(DiskError::NoFallback { running, attributes: fallback });
         }
         self.change(&[(slot, self.attributes(slot).invalidated())])?;
+        let access = WriteAccess::new();
         let windows = self
             .slot_partitions(slot)
             .map(|(role, view)| {
-                SlotWindow::writable(self.medium.clone(), view.offset, view.len).map(|w| (role.clone(), w))
+                SlotWindow::writable(self.medium.clone(), view.offset, view.len, &access)
+                    .map(|w| (role.clone(), w))
             })
             .collect::<Result<_, _>>()
             .map_err(DiskError::io("open a partition for writing"))?;
-        Ok(InvalidatedSlot::new(self.medium.clone(), slot, running, windows))
+        Ok(InvalidatedSlot::new(self.medium.clone(), slot, running, windows, access))
     }
 
     /// Step 8, the flip: the next boot starts the staged slot, which holds `release` (by

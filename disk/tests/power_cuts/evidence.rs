@@ -2,7 +2,7 @@
 
 use crate::tiny::{Release, bits, image, open, resize, update};
 use disk::testing::{NotMounted, RecordingMedium};
-use disk::{Disk, DiskError, MountTable, PartitionView, SlotLayout, TargetSlot, VerifyError};
+use disk::{Disk, DiskError, MountTable, PartitionView, SlotLayout, SlotWindow, TargetSlot, VerifyError};
 use protocol::id::PartitionRole;
 use protocol::slot::{Attributes, Slot};
 use std::cell::RefCell;
@@ -147,6 +147,43 @@ fn evidence_is_for_one_disk_one_running_slot_and_one_release() {
     let kept = 1 << 60 | 4;
     assert_eq!(disk.attributes(Slot::B).bits(), bits(2, 3, false).bits() | kept);
     assert_eq!(disk.attributes(Slot::A).bits(), bits(1, 0, true).bits() | kept);
+}
+
+#[test]
+fn nothing_is_written_through_a_window_that_was_kept() {
+    let (medium, mut disk) = usual();
+    let new = Release::new(3);
+    let target_again = |disk: &mut Disk| {
+        let target = target(disk);
+        let slot = disk.invalidate(target).unwrap();
+        let window = slot.window(&PartitionRole::root()).unwrap();
+        (slot, window)
+    };
+    let refuses = |window: &SlotWindow| {
+        let _ = medium.take_recording();
+        for result in [window.write_at(0, &[1]), window.write_zeroes(0, 1)] {
+            let error = result.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+            assert!(error.to_string().contains("invalidate it again"), "{error}");
+        }
+        assert!(!window.is_writable() && medium.take_recording().log.is_empty());
+    };
+    let (slot, given_up) = target_again(&mut disk);
+    given_up.write_at(0, &[1]).unwrap();
+    drop(slot);
+    refuses(&given_up);
+    let (slot, failed) = target_again(&mut disk);
+    slot.verify(&new.images(), &|_| ()).unwrap_err();
+    refuses(&failed);
+    let (slot, kept) = target_again(&mut disk);
+    new.write_to(&slot).unwrap();
+    let during = kept.clone();
+    let staged = slot.verify(&new.images(), &|_| refuses(&during)).unwrap();
+    refuses(&kept);
+    // A new right does not bring back an old one.
+    refuses(&given_up);
+    disk.activate(staged, new.digest(), Slot::A, 3).unwrap();
+    assert!(new.is_on(&disk, Slot::B));
 }
 
 #[test]
