@@ -6,11 +6,13 @@ use super::{
     Chunk, Content, Encoding, FORMAT_VERSION, FormatError, HEAD_MAX, HEADER_LEN, Header, INDEX_MAX, Index,
     MAGIC, PARTITIONS_MAX, Partition, SEGMENT_MAX, Stored, max_chunk_len,
 };
-use crate::chunker::Cutting;
+use crate::chunker::{BLOCK, Cutting, ZERO_RUN_BLOCKS};
 use crate::digest::Sha256;
 use crate::id::PartitionRole;
 use std::io::Read as _;
 
+/// The shortest zero piece, in bytes.
+const ZERO_RUN: u64 = ZERO_RUN_BLOCKS * BLOCK as u64;
 /// The window that a compressed index may ask of its decoder: 8 MiB, the most that zstd's levels up to 19 use.
 const INDEX_WINDOW_LOG: u32 = 23;
 
@@ -91,6 +93,7 @@ impl Index {
             if partitions.iter().any(|p| p.role == partition.role) {
                 return bad(format!("it holds the partition {} twice", partition.role));
             }
+            limit("number of chunks of a partition", chunks.into(), max_chunks(cutting, partition.size))?;
             total = match total.checked_add(chunks) {
                 Some(total) if total as usize <= fields.rest.len() => total,
                 _ => return bad("it is too short for its number of chunks"),
@@ -212,6 +215,17 @@ fn decompress(stored: &[u8], len: u64) -> Result<Vec<u8>, FormatError> {
     } else {
         Err(FormatError::Decompress { expected: len })
     }
+}
+
+/// The most chunks that an image of `size` bytes is cut into. Only the last chunk of a region is shorter than the
+/// cutter's shortest, and regions have 64 KiB of zeros between them at least. An index takes much more memory than its
+/// zero chunks take in the file, where they compress to nearly nothing: without a limit few bytes would take it all.
+pub(super) fn max_chunks(cutting: Cutting, size: u64) -> u64 {
+    let shortest = match cutting {
+        Cutting::Content { min, .. } => min,
+        Cutting::Fixed { len } => len,
+    };
+    size / u64::from(shortest) + size / (ZERO_RUN / 2) + 4
 }
 
 fn bad<T>(what: impl Into<String>) -> Result<T, FormatError> {

@@ -47,6 +47,10 @@ fn index(kinds: &[Vec<(u8, u32)>], cutting: Cutting) -> Index {
             chunks.push(Chunk { len, content });
             number += 1;
         }
+        // Zeros at the end, so that an image of many short chunks is long enough for their number.
+        let len = cutting.max_len() * u32::try_from(kinds.len()).unwrap();
+        chunks.push(Chunk { len, content: Content::Zero });
+        number += 1;
         let size = chunks.iter().map(|c| u64::from(c.len)).sum();
         Partition { role: role(name), size, sha256: digest(size), chunks }
     });
@@ -247,8 +251,58 @@ fn a_contradicting_index_is_refused() {
     assert!(Index::parse_head(&head_around(&with_tail, data_len(&good))).is_err(), "bytes behind the end");
 }
 
+/// Zero chunks of one byte compress to nearly nothing, and each would take as much memory as any other chunk.
+#[test]
+fn more_chunks_than_an_image_is_cut_into_are_refused() {
+    let zeroes = |cutting: Cutting, count: u32, size: u64| {
+        let mut chunks = vec![Chunk { len: 1, content: Content::Zero }; count as usize];
+        chunks[0].len = u32::try_from(size).unwrap() - (count - 1);
+        let partition = Partition { role: role("root"), size, sha256: digest(0), chunks };
+        Index { cutting, segment_len: 1 << 16, prefix_window: 0, partitions: vec![partition] }
+    };
+    let size = (4 << 20) + 5;
+    for (cutting, most) in [
+        (Cutting::DEFAULT, (4 << 20) / 4096 + 128 + 4),
+        (Cutting::Fixed { len: 512 }, (4 << 20) / 512 + 128 + 4),
+    ] {
+        Index::parse_head(&zeroes(cutting, most, size).encode_head().unwrap()).unwrap();
+        let refused = Index::parse_head(&zeroes(cutting, most + 1, size).encode_head().unwrap()).unwrap_err();
+        let FormatError::Limit { limit, found, .. } = refused else { panic!("{refused}") };
+        assert_eq!((limit, found), (most.into(), u64::from(most) + 1));
+    }
+    // The bomb: few bytes, many chunks, all lengths right.
+    let bomb = zeroes(Cutting::DEFAULT, 4 << 20, 4 << 20).encode_head().unwrap();
+    assert!(bomb.len() < 8 << 10, "{} bytes", bomb.len());
+    assert!(matches!(Index::parse_head(&bomb), Err(FormatError::Limit { .. })));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    /// The limit is above what the cutter makes of any image, short regions between short runs of zeros above all.
+    #[test]
+    fn no_image_is_cut_into_too_many_chunks(
+        regions in proptest::collection::vec((1_usize..9000, 16_usize..18), 0..12),
+        tail in 0_usize..300,
+        fixed: bool,
+    ) {
+        let cutting = if fixed { Cutting::Fixed { len: 4096 } } else { Cutting::DEFAULT };
+        let mut image = Vec::new();
+        for (data, zero_blocks) in regions {
+            image.resize(image.len() + data, 7);
+            image.resize(image.len().next_multiple_of(4096) + zero_blocks * 4096, 0);
+        }
+        image.resize(image.len() + tail, 7);
+        let mut count = 0;
+        let mut chunker = crate::chunker::Chunker::new(cutting);
+        chunker.push(&image, &mut |_| count += 1);
+        chunker.finish(&mut |_| count += 1);
+        prop_assert!(count <= super::decode::max_chunks(cutting, image.len() as u64));
+    }
+}
+
 fn repeat_of(index: &mut Index, chunk: u32) {
-    // The second partition's second chunk, number 6, repeats an earlier one.
+    // The second partition's second chunk, number 7, repeats an earlier one.
     match &mut index.partitions[1].chunks[1].content {
         Content::Repeat { of, .. } => *of = chunk,
         other => panic!("{other:?}"),
