@@ -14,7 +14,9 @@ mod table;
 
 pub use guid::{Guid, InvalidGuid};
 pub use header::{Damage, ENTRIES_BYTES_MAX, Header};
-pub use table::{Change, Commit, Entry, Health, Step, Table, TableError, detect_sector_size};
+pub use table::{
+    Change, Commit, Entry, Health, Step, Table, TableError, detect_sector_size, protected_first_sector,
+};
 
 #[cfg(test)]
 #[cfg(feature = "std")]

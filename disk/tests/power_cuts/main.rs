@@ -175,9 +175,7 @@ fn repairing() {
     let from = (bits(2, 0, true), bits(1, 0, true));
     each_size("repair", |size| {
         let sector = size as usize;
-        let damages: [(&str, Damage<'_>); 8] = [
-            ("protective MBR", &|image| image[..sector].fill(0)),
-            ("protective MBR and primary copy", &|image| image[..2 * sector].fill(0)),
+        let damages: [(&str, Damage<'_>); 6] = [
             ("primary header", &|image| image[sector + 20..sector + 60].fill(0xa5)),
             ("primary header gone", &|image| image[sector..2 * sector].fill(0)),
             ("primary entries", &|image| image[2 * sector + 200] ^= 1),

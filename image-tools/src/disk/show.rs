@@ -24,6 +24,8 @@ struct Shown {
     /// `intact`, `primary-damaged`, `backup-damaged`, `differ`.
     health: &'static str,
     health_detail: String,
+    /// Whether the first sector says that a GPT follows.
+    protective_mbr: bool,
     /// The sector of the table's backup, if that is not the last one.
     backup_misplaced: Option<u64>,
     /// The slot that boots next; null where none can be booted.
@@ -101,6 +103,7 @@ pub(super) fn run(path: &Path, json: bool) -> anyhow::Result<()> {
         disk_guid: disk.table().header().disk_guid(),
         health: disk.health().as_str(),
         health_detail: disk.health().to_string(),
+        protective_mbr: disk.is_protected()?,
         backup_misplaced: disk.backup_misplaced(),
         next_boot: disk.select().map(|(slot, _)| slot),
         slots: Slot::ALL.map(slot).into(),
@@ -117,6 +120,9 @@ pub(super) fn run(path: &Path, json: bool) -> anyhow::Result<()> {
 fn print(shown: &Shown) {
     println!("{}: {}, sectors of {} bytes", shown.disk, Size(shown.bytes), shown.sector_size);
     println!("table: {}", shown.health_detail);
+    if !shown.protective_mbr {
+        println!("mbr:   the protective entry is missing: image-tools disk repair writes it");
+    }
     if let Some(lba) = shown.backup_misplaced {
         println!("the table's backup stands in sector {lba}, not in the last one");
     }

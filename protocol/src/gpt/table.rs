@@ -456,6 +456,26 @@ fn is_foreign_mbr(sector: &[u8]) -> bool {
     sector.get(510..512) == Some(&[0x55, 0xaa]) && types().any(|t| t != 0) && types().all(|t| t != PROTECTIVE)
 }
 
+/// The first sector with the entry that protects a GPT put in, where it has none: without it Linux and most tools do
+/// not look for a GPT at all (UEFI specification 2.10, section 5.2.3). `None` where nothing is missing, and where an
+/// MBR partition table stands, which is not ours to change. `sector` is the first sector of a disk of `sectors`
+/// sectors; boot code in it is kept.
+#[must_use]
+pub fn protected_first_sector(sector: &[u8], sectors: u64) -> Option<Vec<u8>> {
+    let (entries, signature) = (sector.get(446..510)?, sector.get(510..512)?);
+    // Without its signature (never written, or torn while it was) it is nobody's table.
+    if signature == [0x55, 0xaa] && entries.iter().any(|byte| *byte != 0) {
+        return None;
+    }
+    let mut protected = sector.to_vec();
+    super::put(&mut protected, 446, &[0; 64]);
+    let len = u32::try_from(sectors.saturating_sub(1)).unwrap_or(u32::MAX);
+    super::put(&mut protected, 446, &[0, 0, 2, 0, 0xee, 0xff, 0xff, 0xff, 1, 0, 0, 0]);
+    super::put(&mut protected, 458, &len.to_le_bytes());
+    super::put(&mut protected, 510, &[0x55, 0xaa]);
+    Some(protected)
+}
+
 /// The sector size, 512 or 4096, at which a disk image of `len` bytes holds a GPT; `None` where it holds none. `read`
 /// fills a buffer from the given offset in bytes.
 ///

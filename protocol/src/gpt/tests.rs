@@ -273,6 +273,28 @@ fn a_leftover_behind_an_mbr_is_not_a_gpt() {
 }
 
 #[test]
+fn a_missing_protective_entry_is_put_in_and_nothing_else_is_touched() {
+    for sector in [512, 4096] {
+        let whole = disk(sector);
+        let size = usize::try_from(sector).unwrap();
+        assert_eq!(protected_first_sector(&whole[..size], SECTORS), None, "it is there");
+        let mut bare = whole[..size].to_vec();
+        bare[446..512].fill(0);
+        bare[100] = 0x90;
+        let protected = protected_first_sector(&bare, SECTORS).unwrap();
+        assert_eq!(protected[446..], whole[446..size], "as the gpt crate writes it");
+        assert_eq!(protected[..446], bare[..446], "boot code stays");
+        let mut torn = bare.clone();
+        torn[480..512].fill(0xa5);
+        assert_eq!(protected_first_sector(&torn, SECTORS), Some(protected), "torn while it was written");
+        bare[446 + 4] = 0x83;
+        bare[510..512].copy_from_slice(&[0x55, 0xaa]);
+        assert_eq!(protected_first_sector(&bare, SECTORS), None, "a table of somebody else's");
+        assert_eq!(protected_first_sector(&[0; 100], SECTORS), None);
+    }
+}
+
+#[test]
 fn unreadable_sectors_are_damage() {
     let image = disk(512);
     let mut reads = 0;

@@ -4,7 +4,7 @@
 
 mod world;
 
-use machine::{Clear, Command, FailureKind, Flip, Mode, Operation, Strategy, Waiting};
+use machine::{Clear, Command, Effect, FailureKind, Flip, Mode, Operation, Strategy, Waiting};
 use protocol::slot::Slot;
 use protocol::status::{Exit, StateName};
 use protocol::wire::EventKind;
@@ -63,6 +63,45 @@ fn reply(world: &mut World, command: Command) -> String {
 
 fn events(world: &World) -> Vec<EventKind> {
     world.record().events.iter().map(|event| event.kind).collect()
+}
+
+/// Saving again at once would fail again, and the engine would do nothing else for ever.
+#[test]
+fn a_record_that_cannot_be_saved_is_not_saved_again_at_once() {
+    for mode in [Mode::Once, Mode::Daemon] {
+        let mut world = offered(Strategy::Off, mode, &[Good]);
+        until(&mut world, |operation| matches!(operation, Operation::Check { .. }));
+        let mut state = world.state().unwrap().clone();
+        let mut now = jiff::Timestamp::from_second(2_000_000_000).unwrap();
+        let mut waits = Vec::new();
+        for _ in 0..3 {
+            let failed = machine::Event::SaveFailed("the disk is full".to_owned());
+            let (next, effects) = machine::step(state, failed, now);
+            state = next;
+            assert!(!effects.iter().any(|effect| matches!(effect, Effect::Save(_))), "{effects:?}");
+            if state.operation().is_some() {
+                // The check under way ends; its outcome cannot be saved either.
+                let failure = machine::Failure::new(FailureKind::Network, "no answer");
+                let (next, effects) = machine::step(state, machine::Event::Checked(Err(failure)), now);
+                assert!(matches!(effects.first(), Some(Effect::Save(_))), "{effects:?}");
+                state = next;
+                continue;
+            }
+            if mode == Mode::Once {
+                assert!(effects.contains(&Effect::Finish(Exit::Failed)), "{effects:?}");
+                break;
+            }
+            let wake = state.wake_at().unwrap();
+            waits.push(wake.duration_since(now).as_secs());
+            assert!(wake > now);
+            now = wake;
+            let (next, effects) = machine::step(state, machine::Event::Tick, now);
+            assert!(matches!(effects.first(), Some(Effect::Save(_))), "it tries again: {effects:?}");
+            state = next;
+        }
+        assert!(waits.windows(2).all(|pair| pair[0] < pair[1]), "it waits longer each time: {waits:?}");
+        assert_eq!(waits.is_empty(), mode == Mode::Once);
+    }
 }
 
 #[test]

@@ -25,7 +25,7 @@ use protocol::wire::EventKind;
 /// An event that does not answer the running operation, and an event after [`Effect::Finish`], changes nothing.
 #[must_use]
 pub fn step(state: State, event: Event, now: Timestamp) -> (State, Vec<Effect>) {
-    let mut turn = Turn { state, now, side: Vec::new() };
+    let mut turn = Turn { state, now, side: Vec::new(), unsaved: false };
     if turn.state.run.finished.is_some() && !matches!(event, Event::SaveFailed(_)) {
         return (turn.state, Vec::new());
     }
@@ -39,6 +39,8 @@ struct Turn {
     now: Timestamp,
     /// Effects that neither save, report nor run: discard, abort, reply.
     side: Vec<Effect>,
+    /// The record could not be saved just now: nothing that needs saving follows before the wait is over.
+    unsaved: bool,
 }
 
 impl Turn {
@@ -135,6 +137,7 @@ impl Turn {
 
     /// The record could not be saved: what its batch would have started did not start.
     fn save_failed(&mut self, detail: &str) {
+        self.unsaved = true;
         self.state.saved = None;
         let last = std::mem::take(&mut self.state.run.last_batch);
         if last.operation {
@@ -246,6 +249,9 @@ impl Turn {
     /// Composes the batch: save, then what stands beside, then the report, then what runs next.
     fn close(mut self) -> (State, Vec<Effect>) {
         self.state.run.wake_at = None;
+        if self.unsaved {
+            return self.close_unsaved();
+        }
         let idle = self.state.run.operation.is_none() && self.state.run.finished.is_none();
         let operation = if idle { self.decide() } else { None };
         let report = self.decide_report();
@@ -271,6 +277,25 @@ impl Turn {
             };
             run.finished = Some(exit);
             effects.push(Effect::Finish(exit));
+        }
+        (self.state, effects)
+    }
+
+    /// The batch after a save failed. Saving again at once would fail again, and the driver would do nothing else: one
+    /// pass ends here, and a daemon tries again after the wait that [`Self::doubt`] set.
+    fn close_unsaved(mut self) -> (State, Vec<Effect>) {
+        let idle = self.state.run.operation.is_none();
+        if idle {
+            // Facts in doubt let nothing run; this notes when to look again.
+            let runs = self.decide();
+            debug_assert!(runs.is_none(), "{runs:?} would run unsaved");
+        }
+        let mut effects = std::mem::take(&mut self.side);
+        let finish = idle && self.state.run.once;
+        self.state.run.last_batch = LastBatch { operation: false, report: false, finish };
+        if finish {
+            self.state.run.finished = Some(Exit::Failed);
+            effects.push(Effect::Finish(Exit::Failed));
         }
         (self.state, effects)
     }
