@@ -166,6 +166,21 @@ pub struct QuarantineEntry {
     pub at: Timestamp,
 }
 
+/// Text from elsewhere (a health check's output, another machine's report) as it may be shown on a terminal: on one
+/// line, with control characters written out instead of obeyed.
+#[must_use]
+pub fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '\n' | '\t' => line.push(' '),
+            control if control.is_control() => line.extend(control.escape_default()),
+            other => line.push(other),
+        }
+    }
+    line
+}
+
 /// The exit codes of every command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
@@ -201,5 +216,17 @@ impl Exit {
 impl From<Exit> for std::process::ExitCode {
     fn from(exit: Exit) -> Self {
         Self::from(exit.code())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::one_line;
+
+    #[test]
+    fn a_terminal_is_not_told_what_to_do() {
+        assert_eq!(one_line("plain \u{e9}\u{1f600}"), "plain \u{e9}\u{1f600}");
+        assert_eq!(one_line("a\nb\tc"), "a b c");
+        assert_eq!(one_line("\u{1b}[31mred\u{7}\r\u{9b}"), "\\u{1b}[31mred\\u{7}\\r\\u{9b}");
     }
 }

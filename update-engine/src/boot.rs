@@ -55,6 +55,20 @@ pub enum BootError {
     /// The version is unknown.
     #[error("which version is running is unknown: {0}")]
     Version(String),
+    /// The version given is not the one the slot had: believed, a slip of the hand would be what downgrades are
+    /// measured against from then on, and a condemned slot would pass for a new one.
+    #[error(
+        "slot {slot} ran {known} when it last ran: found --version {given}; leave --version out, or begin with an \
+         empty state folder if the slot was written by other means"
+    )]
+    Contradiction {
+        /// The slot.
+        slot: Slot,
+        /// The version on record.
+        known: Box<Version>,
+        /// The version given.
+        given: Box<Version>,
+    },
     /// The boot is unknown.
     #[error("which boot this is is unknown: {0}")]
     BootId(String),
@@ -69,7 +83,7 @@ pub enum BootError {
 ///
 /// # Errors
 /// [`BootError::Slot`], [`BootError::StartedSinceFlip`] and [`BootError::Version`], where neither the command line
-/// nor the record tells.
+/// nor the record tells; [`BootError::Contradiction`] where both do, differently.
 pub fn simulated(
     given: &Given,
     record: &Record,
@@ -84,6 +98,16 @@ pub fn simulated(
         (None, None, Some(boot)) => boot.slot,
         (None, None, None) => return Err(BootError::Slot("say --booted A or --booted B".to_owned())),
     };
+    let known = record.slots.get(slot).as_ref().and_then(|content| content.reported.as_ref());
+    if let (Some(known), Some(given)) = (known, given.version.as_ref())
+        && known != given
+    {
+        return Err(BootError::Contradiction {
+            slot,
+            known: Box::new(known.clone()),
+            given: Box::new(given.clone()),
+        });
+    }
     let version = given
         .version
         .clone()
@@ -287,6 +311,18 @@ mod tests {
         let given = Given { slot: Some(Slot::A), ..Given::default() };
         let version = simulated(&given, &nothing, tries(3), 7).unwrap_err().to_string();
         assert!(version.contains("--version"), "{version}");
+    }
+
+    #[test]
+    fn a_version_that_contradicts_the_record_is_not_believed() {
+        let mut record = record(Slot::B, "one");
+        if let Some(content) = record.slots.get_mut(Slot::B) {
+            content.reported = Some("1.1.0".parse().unwrap());
+        }
+        let given = |version: &str| Given { version: Some(version.parse().unwrap()), ..Given::default() };
+        assert_eq!(simulated(&given("1.1.0"), &record, tries(3), 7).unwrap().version.as_str(), "1.1.0");
+        let error = simulated(&given("99.0.0"), &record, tries(3), 7).unwrap_err().to_string();
+        assert!(error.starts_with("slot B ran 1.1.0 when it last ran: found --version 99.0.0"), "{error}");
     }
 
     fn system(cmdline: &str, os_release: &str) -> tempfile::TempDir {

@@ -5,6 +5,7 @@ use clap::Subcommand;
 use jiff::Timestamp;
 use protocol::id::NodeId;
 use protocol::status::Exit;
+use protocol::status::one_line;
 use protocol::wire::{AuditLog, Event, NodeInfo, NodeList, NodeShow};
 
 /// Commands about nodes.
@@ -72,7 +73,7 @@ fn print_node(node: &NodeInfo) {
 
 fn print_event(event: &Event) {
     let version = event.version.as_ref().map_or("-", protocol::version::Version::as_str);
-    println!("  {:20}  {:?} {version} {}", time(event.at), event.kind, event.detail);
+    println!("  {:20}  {:?} {version} {}", time(event.at), event.kind, one_line(&event.detail));
 }
 
 pub(super) async fn audit(client: &Client, limit: u32, json: bool) -> Result<Exit, OperatorError> {
@@ -89,7 +90,7 @@ pub(super) async fn audit(client: &Client, limit: u32, json: bool) -> Result<Exi
             entry.actor,
             entry.action,
             entry.subject,
-            entry.detail
+            one_line(&entry.detail)
         );
     }
     Ok(Exit::Done)

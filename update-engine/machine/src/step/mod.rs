@@ -179,8 +179,9 @@ impl Turn {
         self.state.run.note = self.cut(&text.into());
     }
 
-    /// No longer than the policy's bound, at a character's edge.
+    /// On one line, and no longer than the policy's bound, at a character's edge.
     fn cut(&self, text: &str) -> String {
+        let text = protocol::status::one_line(text);
         let mut end = text.len().min(self.state.policy.detail_max);
         while !text.is_char_boundary(end) {
             end -= 1;
