@@ -150,6 +150,7 @@ pub(super) fn slots(options: &NodeOptions, json: bool) -> Result<Exit, LocalErro
 
 /// `updatectl history`
 pub(super) fn history(dir: &Path, limit: usize, json: bool) -> Result<Exit, LocalError> {
+    known(dir)?;
     let events = history::read(dir).map_err(|source| LocalError::History { dir: dir.to_owned(), source })?;
     let newest = &events[events.len().saturating_sub(limit)..];
     if json {
@@ -168,7 +169,14 @@ pub(super) fn history(dir: &Path, limit: usize, json: bool) -> Result<Exit, Loca
     Ok(Exit::Done)
 }
 
+/// Refuses a folder that no engine has run with: a wrong `--state-dir` must not look like a node where all is well.
+fn known(dir: &Path) -> Result<(), LocalError> {
+    StateFolder::view(dir).status()?;
+    Ok(())
+}
+
 fn record(dir: &Path) -> Result<Record, LocalError> {
+    known(dir)?;
     Ok(StateFolder::view(dir).load()?.record.unwrap_or_default())
 }
 

@@ -64,8 +64,11 @@ impl History {
 pub fn read(dir: &Path) -> io::Result<Vec<Event>> {
     let mut events = Vec::new();
     for name in [OLD, NAME] {
-        match std::fs::read_to_string(dir.join(name)) {
-            Ok(text) => events.extend(text.lines().filter_map(|line| serde_json::from_str(line).ok())),
+        match std::fs::read(dir.join(name)) {
+            Ok(bytes) => {
+                let lines = bytes.split(|byte| *byte == b'\n');
+                events.extend(lines.filter_map(|line| serde_json::from_slice::<Event>(line).ok()));
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
