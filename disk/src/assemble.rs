@@ -12,7 +12,7 @@ use crate::plan::{GAP, Origin, Plan};
 use crate::seeds::SeedMap;
 use crate::window::SlotWindow;
 use protocol::id::PartitionRole;
-use protocol::payload::{Content, Index};
+use protocol::payload::{Content, Index, Partition};
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -180,19 +180,24 @@ pub fn targets(
     index: &Index,
     window: impl Fn(&PartitionRole) -> Option<SlotWindow>,
 ) -> Result<Vec<SlotWindow>, InstallError> {
-    let target = |partition: &protocol::payload::Partition| {
+    let target = |partition: &Partition| {
         let role = &partition.role;
         let window = window(role).ok_or_else(|| InstallError::NoTarget(role.clone()))?;
-        if window.len() < partition.size {
-            return Err(InstallError::TooSmall {
-                role: role.clone(),
-                needed: partition.size,
-                found: window.len(),
-            });
-        }
+        check_size(partition, &window)?;
         Ok(window)
     };
     index.partitions.iter().map(target).collect()
+}
+
+fn check_size(partition: &Partition, window: &SlotWindow) -> Result<(), InstallError> {
+    if window.len() < partition.size {
+        return Err(InstallError::TooSmall {
+            role: partition.role.clone(),
+            needed: partition.size,
+            found: window.len(),
+        });
+    }
+    Ok(())
 }
 
 /// Installs a payload: `targets` as [`targets`] gives them, `plan` as [`Plan::new`] made it from the same index and
@@ -210,13 +215,7 @@ pub fn install(
     settings: Settings,
 ) -> Result<InstallReport, InstallError> {
     for (partition, target) in index.partitions.iter().zip(targets) {
-        if target.len() < partition.size {
-            return Err(InstallError::TooSmall {
-                role: partition.role.clone(),
-                needed: partition.size,
-                found: target.len(),
-            });
-        }
+        check_size(partition, target)?;
     }
     let counters = Counters { total: plan.bytes_total, ..Counters::default() };
     counters.done.store(plan.bytes_in_place, Ordering::Relaxed);
