@@ -50,6 +50,22 @@ pub struct Root {
     bytes: Vec<u8>,
 }
 
+/// The version that a metadata file claims, before anything in it is believed: for finding out where it belongs.
+///
+/// # Errors
+/// Where it is no metadata.
+pub fn claimed_version(bytes: &[u8]) -> Result<u64, serde_json::Error> {
+    #[derive(serde::Deserialize)]
+    struct Claim {
+        signed: Signed,
+    }
+    #[derive(serde::Deserialize)]
+    struct Signed {
+        version: u64,
+    }
+    serde_json::from_slice::<Claim>(bytes).map(|claim| claim.signed.version)
+}
+
 impl Root {
     /// Its version.
     #[must_use]

@@ -5,9 +5,9 @@ use clap::Subcommand;
 use protocol::status::Exit;
 use protocol::wire::{Published, RootPush, SCHEMA};
 use reqwest::Method;
-use serde::Deserialize;
 use serde_json::json;
 use std::path::{Path, PathBuf};
+use trust::verify::claimed_version;
 use trust::{folder, verify_root_chain};
 
 /// Commands about the root of trust.
@@ -26,18 +26,8 @@ pub(super) async fn run(command: RootCommand, client: &Client, json: bool) -> Re
     }
 }
 
-#[derive(Deserialize)]
-struct Peek {
-    signed: PeekSigned,
-}
-
-#[derive(Deserialize)]
-struct PeekSigned {
-    version: u64,
-}
-
 fn peek_version(path: &Path, bytes: &[u8]) -> Result<u64, OperatorError> {
-    serde_json::from_slice::<Peek>(bytes).map(|peek| peek.signed.version).map_err(|error| {
+    claimed_version(bytes).map_err(|error| {
         OperatorError::Wrong(format!("{} holds metadata that is not valid: {error}", path.display()))
     })
 }

@@ -13,23 +13,11 @@ use protocol::version::Version;
 use protocol::wire::{Published, ReleasePush, RootPush};
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use trust::verify::Listed;
+use trust::verify::{Listed, claimed_version};
 use trust::{Root, Targets, Verified, verify_root_chain, verify_targets, verify_targets_signatures};
 
-/// The part of a pushed file that says where it belongs, before anything in it is believed.
-#[derive(Deserialize)]
-struct Peek {
-    signed: PeekSigned,
-}
-
-#[derive(Deserialize)]
-struct PeekSigned {
-    version: u64,
-}
-
 fn peek_version(what: &str, text: &str) -> Result<u64, PublishError> {
-    serde_json::from_str::<Peek>(text)
-        .map(|peek| peek.signed.version)
+    claimed_version(text.as_bytes())
         .map_err(|error| PublishError::Refused(format!("{what} is not TUF metadata: {error}")))
 }
 
