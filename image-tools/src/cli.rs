@@ -1,7 +1,7 @@
 //! The commands of `image-tools`. Data goes to stdout, logs and progress to stderr.
 
 use crate::{apply, disk, keys, release};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -34,6 +34,12 @@ enum Command {
     /// GPT disks with two slots
     #[command(subcommand)]
     Disk(disk::DiskCommand),
+}
+
+/// The command line as clap sees it, for man pages and completions.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// Runs the command line of this process.

@@ -15,3 +15,5 @@ pub mod cli;
 mod disk;
 mod keys;
 pub mod release;
+
+pub use cli::command;

@@ -1,18 +1,18 @@
 //! The commands of `update-server` and what they print.
 
+use crate::auth::{self, Role};
+use crate::data_dir::{self, DataDir};
+use crate::server::{App, system_clock};
+use crate::store::audit::{self, Change};
+use crate::store::tokens;
 use anyhow::{Context as _, Result};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use jiff::Timestamp;
 use protocol::status::Exit;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use update_server::auth::{self, Role};
-use update_server::data_dir::{self, DataDir};
-use update_server::server::{App, system_clock};
-use update_server::store::audit::{self, Change};
-use update_server::store::tokens;
 
 /// The schema number of what `--json` prints.
 const SCHEMA: u32 = 1;
@@ -20,7 +20,7 @@ const SCHEMA: u32 = 1;
 /// The fleet's server: holds signed releases, points channels at them, answers nodes.
 #[derive(Debug, Parser)]
 #[command(version)]
-pub(crate) struct Cli {
+pub struct Cli {
     #[command(subcommand)]
     command: Command,
     /// Print one JSON document on stdout.
@@ -28,7 +28,7 @@ pub(crate) struct Cli {
     json: bool,
     /// What to log on stderr, as in `info` or `update_server=debug`.
     #[arg(long, global = true, env = "RUST_LOG", default_value = "info")]
-    pub(crate) log: String,
+    pub log: String,
 }
 
 #[derive(Debug, Subcommand)]
@@ -91,8 +91,17 @@ enum TokenCommand {
     },
 }
 
+/// The command line as clap sees it, for man pages and completions.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
 /// Runs a command.
-pub(crate) async fn run(cli: Cli) -> Result<Exit> {
+///
+/// # Errors
+/// Where the command fails; the caller prints the whole chain.
+pub async fn run(cli: Cli) -> Result<Exit> {
     let json = cli.json;
     match cli.command {
         Command::Init(data) => init(&data.data_dir, json).await,

@@ -12,9 +12,11 @@
 //! | [`payloads`] | the payload folder: streamed in and out |
 //! | [`checkins`] | signs of life, gathered |
 //! | [`store`] | the database; all SQL |
+//! | [`cli`] | the commands and what they print |
 
 pub mod auth;
 pub mod checkins;
+pub mod cli;
 pub mod data_dir;
 pub mod decision;
 pub mod error;

@@ -1,10 +1,9 @@
 //! Step 4, channel: the program `update-server`.
 
-mod cli;
-
 use clap::Parser as _;
 use protocol::status::Exit;
 use std::process::ExitCode;
+use update_server::cli;
 
 #[tokio::main]
 async fn main() -> ExitCode {
