@@ -10,11 +10,13 @@
 //! | [`check`] | 4, 5: the server asked, its answer judged |
 //! | [`install`], [`slots`], [`preflight`] | 5 to 8: the release fetched and written, the slots changed |
 //! | [`health`], [`reboot`] | 12, 10 |
+//! | [`cli`] | all: the command lines of both programs |
 //! | [`local`] | all: `updatectl` on the node itself |
 //! | [`operator`] | 3, 4: `updatectl` against a server |
 
 pub mod boot;
 pub mod check;
+pub mod cli;
 pub mod config;
 pub mod driver;
 pub mod error;

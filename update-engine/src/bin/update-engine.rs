@@ -1,72 +1,20 @@
 //! `update-engine`: the node's engine, once or for ever (DESIGN section 7).
 
-use clap::{Args, Parser, Subcommand};
+use clap::Parser;
 use machine::{Command, Mode};
-use protocol::id::BootId;
-use protocol::slot::Slot;
 use protocol::status::{Exit, Status};
-use protocol::version::Version;
 use std::error::Error;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use update_engine::boot::Given;
+use update_engine::cli::engine::{Cli, Run, Verb};
 use update_engine::config::Settings;
 use update_engine::driver::Signal;
 use update_engine::error::chain;
 use update_engine::node::{Engine, Options};
-use update_engine::pause::{Pause, Point};
+use update_engine::pause::Pause;
 use update_engine::{local, logging, manners};
-
-/// Keeps this node on the release its channel holds.
-#[derive(Debug, Parser)]
-#[command(name = "update-engine", version)]
-struct Cli {
-    /// What to log, as in `info` or `update_engine=debug`; RUST_LOG does the same.
-    #[arg(long, global = true, value_name = "FILTER")]
-    log: Option<String>,
-    #[command(subcommand)]
-    command: Verb,
-}
-
-#[derive(Debug, Subcommand)]
-enum Verb {
-    /// Check, install, activate, confirm: once, or until it is stopped.
-    Run(Run),
-}
-
-#[derive(Debug, Args)]
-struct Run {
-    /// Do one pass and end; the exit code says what came of it: 0 something was done, 1 failed, 3 nothing to do,
-    /// 4 deferred, 5 refused.
-    #[arg(long)]
-    once: bool,
-    /// The only configuration file to read, instead of the config.d folders.
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// A disk with slots, a device or a regular file, instead of this machine's own. Nothing is rebooted then.
-    #[arg(long, value_name = "DISK")]
-    disk: Option<PathBuf>,
-    /// The state folder; overrides the configuration.
-    #[arg(long, value_name = "DIR")]
-    state_dir: Option<PathBuf>,
-    /// The slot that was booted; needed the first time with --disk.
-    #[arg(long, value_name = "SLOT")]
-    booted: Option<Slot>,
-    /// The version that runs; needed the first time with --disk.
-    #[arg(long, value_name = "VERSION")]
-    version: Option<Version>,
-    /// The boot that this is; with --disk it is told from --booted and the tries left if not given.
-    #[arg(long, value_name = "ID")]
-    boot_id: Option<BootId>,
-    /// Print the last status as one JSON document.
-    #[arg(long)]
-    json: bool,
-    /// For tests: stop dead at a point, print `paused POINT`, and wait to be killed. docs/operating.md lists the points.
-    #[arg(long, hide = true, value_name = "POINT")]
-    pause_at: Option<Point>,
-}
 
 fn main() -> ExitCode {
     let cli = Cli::parse();

@@ -1,38 +1,13 @@
 //! `updatectl`: an operator's program, for a server and for the node it runs on (DESIGN section 8).
 
-use clap::{Parser, Subcommand};
+use clap::Parser;
 use protocol::status::Exit;
 use std::process::ExitCode;
+use update_engine::cli::ctl::{Cli, Verb};
 use update_engine::error::chain;
-use update_engine::local::{self, NodeCommand, NodeOptions};
+use update_engine::local;
 use update_engine::logging;
 use update_engine::operator::{self, OperatorCommand, ServerOptions};
-
-/// Releases and channels on a server; status and repair on a node.
-#[derive(Debug, Parser)]
-#[command(name = "updatectl", version)]
-struct Cli {
-    /// Print one JSON document instead of text.
-    #[arg(long, global = true)]
-    json: bool,
-    /// What to log, as in `info` or `update_engine=debug`; RUST_LOG does the same.
-    #[arg(long, global = true, value_name = "FILTER")]
-    log: Option<String>,
-    #[command(flatten, next_help_heading = "Server")]
-    server: ServerOptions,
-    #[command(flatten, next_help_heading = "Node")]
-    node: NodeOptions,
-    #[command(subcommand)]
-    command: Verb,
-}
-
-#[derive(Debug, Subcommand)]
-enum Verb {
-    #[command(flatten)]
-    Node(NodeCommand),
-    #[command(flatten)]
-    Server(OperatorCommand),
-}
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
