@@ -41,6 +41,9 @@ pub const BODY_MAX: usize = 1 << 20;
 /// The longest [`ReleasePush`] or [`RootPush`], in bytes: it carries whole metadata files.
 pub const PUSH_MAX: usize = 16 << 20;
 
+/// The longest evidence of an event, in bytes.
+pub const EVIDENCE_MAX: usize = 16 << 10;
+
 /// A node asks whether it should update. Also its sign of life.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpdateCheck {
@@ -122,9 +125,13 @@ pub struct Event {
     /// The release's digest (see [`crate::manifest::Manifest::release_digest`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub release: Option<Sha256>,
-    /// For a person: details, evidence of a failure.
+    /// For a person: what it was about, in one line.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub detail: String,
+    /// For a person: what was seen of a failure, in lines (states of units, a part of the journal, exit codes); at
+    /// most [`EVIDENCE_MAX`] bytes.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub evidence: String,
 }
 
 /// The kinds of [`Event`].
@@ -147,6 +154,8 @@ pub enum EventKind {
     Failed,
     /// An offer was refused: trust, downgrade, quarantine.
     Refused,
+    /// What is to be done on the node after a confirmation failed; the release stays all the same.
+    HookFailed,
 }
 
 /// The signed roles that an operator made offline, each file's bytes as text.

@@ -288,7 +288,7 @@ mod tests {
         let attributes = machine::PerSlot { a: tries(2)(Slot::A), b: tries(2)(Slot::B) };
         let facts = machine::Facts { boot_id, slot, version, attributes, reboot_allowed: false };
         let state = machine::State::new(machine::Policy::default(), record);
-        let start = machine::Start { facts, mode: machine::Mode::Once, seed: 1 };
+        let start = machine::Start { facts, mode: machine::Mode::Once, seed: 1, previous: String::new() };
         let (_, effects) = machine::step(state, machine::Event::Start(start), jiff::Timestamp::UNIX_EPOCH);
         format!("{effects:?}")
     }

@@ -4,7 +4,7 @@
 //! and all of them before the deadline. What a failing check printed is the evidence.
 
 use futures::future::join;
-use machine::Health;
+use machine::{Evidence, Health};
 use rustix::process::{Pid, Signal, kill_process_group};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -47,7 +47,7 @@ pub async fn judge(dir: Option<&Path>, subject: &Subject, deadline: Duration, ch
         let limit = end.min(Instant::now() + check);
         if let Err(evidence) = run(&path, subject, limit, limit == end).await {
             tracing::error!("health check {} failed: {evidence}", path.display());
-            return Health::Failed(format!("health check {}: {evidence}", path.display()));
+            return Health::Failed(Evidence::summary(format!("health check {}: {evidence}", path.display())));
         }
         tracing::info!("health check {} passed", path.display());
     }
@@ -206,6 +206,7 @@ mod tests {
         script(dir.path(), "20-bad", 0o755, "echo out; echo the disk is on fire >&2; exit 7");
         script(dir.path(), "30-never-reached", 0o755, "touch \"$0.ran\"");
         let Health::Failed(evidence) = judged(dir.path(), LONG).await else { panic!("expected a failure") };
+        let evidence = evidence.summary;
         for part in ["20-bad", "exit status: 7", "the disk is on fire", "out"] {
             assert!(evidence.contains(part), "{part} is not in {evidence}");
         }
@@ -218,7 +219,10 @@ mod tests {
         let pid_file = dir.path().join("pid");
         script(dir.path(), "10-hangs", 0o755, &format!("sleep 600 & echo $! > {}; wait", pid_file.display()));
         let verdict = judged(dir.path(), Duration::from_millis(700)).await;
-        assert!(matches!(&verdict, Health::Failed(e) if e.contains("check_timeout_s")), "{verdict:?}");
+        assert!(
+            matches!(&verdict, Health::Failed(e) if e.summary.contains("check_timeout_s")),
+            "{verdict:?}"
+        );
         if let Ok(pid) = std::fs::read_to_string(&pid_file) {
             // A killed process may take a moment to be gone; one that was not killed stays for ten minutes.
             let limit = Instant::now() + LONG;
@@ -239,6 +243,7 @@ mod tests {
         assert_eq!(judged(dir.path(), LONG).await, Health::Passed);
         script(dir.path(), "10-leaves", 0o755, "echo broken; sleep 300 & exit 7");
         let Health::Failed(evidence) = judged(dir.path(), LONG).await else { panic!("expected a failure") };
+        let evidence = evidence.summary;
         assert!(evidence.contains("exit status: 7") && evidence.contains("broken"), "{evidence}");
     }
 
@@ -248,7 +253,9 @@ mod tests {
         let path = dir.path().join("10-no-interpreter");
         std::fs::write(&path, "#!/no/such/interpreter\n").unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-        assert!(matches!(judged(dir.path(), LONG).await, Health::Failed(e) if e.contains("cannot be run")));
+        assert!(
+            matches!(judged(dir.path(), LONG).await, Health::Failed(e) if e.summary.contains("cannot be run"))
+        );
     }
 
     #[test]

@@ -147,7 +147,9 @@ impl Operations {
                 Event::Permit(Permit::Unsupported("no reboot lock is configured for this node".to_owned()))
             }
             Operation::ReleasePermit => Event::Permit(Permit::Released),
+            Operation::PrepareReboot { .. } => Event::RebootPrepared(Ok(())),
             Operation::Reboot => Event::RebootRequested(reboot(&self.reboot_command).await),
+            Operation::PostConfirm { .. } => Event::PostConfirmed(Ok(())),
         }
     }
 
@@ -275,7 +277,7 @@ impl Operations {
         let judged = async { Ok(health::judge(dir, &subject, deadline, self.health.check_timeout).await) };
         match self.unless_stopped(judged).await {
             Ok(health) => health,
-            Err(failure) => Health::Unknown(failure.detail),
+            Err(failure) => Health::NotYet(failure.detail),
         }
     }
 }

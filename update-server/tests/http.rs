@@ -195,6 +195,7 @@ fn event(seq: u64, kind: EventKind) -> Event {
         version: Some("1.1.0".parse().unwrap()),
         release: None,
         detail: format!("no. {seq}"),
+        evidence: String::new(),
     }
 }
 

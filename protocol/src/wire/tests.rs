@@ -29,6 +29,7 @@ fn event() -> Event {
         version: Some(version("1.1.0")),
         release: Some(Sha256::of(b"release")),
         detail: "the unit web.service failed".to_owned(),
+        evidence: "web.service: failed\nexit status: 7".to_owned(),
     }
 }
 

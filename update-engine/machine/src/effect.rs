@@ -29,10 +29,21 @@ pub enum Effect {
 /// The answer to an operator's request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
-    /// Whether it is done or will be.
-    pub accepted: bool,
+    /// What becomes of it.
+    pub outcome: Outcome,
     /// What will happen, or why nothing will; one line.
     pub text: String,
+}
+
+/// What becomes of an operator's request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is done, or will be.
+    Done,
+    /// There is nothing that it could change: what was asked for is so already.
+    NothingToDo,
+    /// It cannot be done, or not now.
+    Declined,
 }
 
 /// An operation that takes time and may fail. There is never more than one running.
@@ -126,6 +137,22 @@ pub enum Operation {
     RecheckPermit,
     /// Give the permit back. → [`crate::Event::Permit`]
     ReleasePermit,
+    /// Make ready for a reboot: run the pre-reboot hooks if `hooks`, then look for what holds a reboot (inhibitors,
+    /// active sessions) and warn the users. → [`crate::Event::RebootPrepared`]
+    PrepareReboot {
+        /// The version to reboot into.
+        version: Version,
+        /// Whether the hooks are to run; they are not where they did for this reboot already.
+        hooks: bool,
+        /// What holds the reboot was respected for long enough: it is told and warned, and holds no more. Hooks are
+        /// never forced.
+        force: bool,
+    },
     /// Reboot. → [`crate::Event::RebootRequested`]
     Reboot,
+    /// Run the post-confirm hooks. → [`crate::Event::PostConfirmed`]
+    PostConfirm {
+        /// The version that was confirmed.
+        version: Version,
+    },
 }

@@ -39,8 +39,12 @@ pub enum Event {
     HealthJudged(Health),
     /// [`crate::Operation::AcquirePermit`], `RecheckPermit` or `ReleasePermit` ended.
     Permit(Permit),
-    /// [`crate::Operation::Reboot`] ended: the system will go down, or why it will not (an inhibitor, a hook).
+    /// [`crate::Operation::PrepareReboot`] ended: nothing holds the reboot, or what does.
+    RebootPrepared(Result<(), Hold>),
+    /// [`crate::Operation::Reboot`] ended: the system will go down, or why it will not.
     RebootRequested(Result<(), Failure>),
+    /// [`crate::Operation::PostConfirm`] ended.
+    PostConfirmed(Result<(), Failure>),
 }
 
 /// What the driver found when it started.
@@ -52,6 +56,9 @@ pub struct Start {
     pub mode: Mode,
     /// Seeds the jitter. Any number; nodes should differ.
     pub seed: u64,
+    /// What is known of the boots before this one, in lines, where [`crate::Intent::target`] of the record is not the
+    /// slot that runs: the evidence, should that boot turn out to have failed. Else empty.
+    pub previous: String,
 }
 
 /// The running system and the slots.
@@ -142,6 +149,9 @@ pub enum FailureKind {
     Node,
     /// Nobody's: it was refused (trust, policy). Costs no attempt.
     Refused,
+    /// Nobody's: somebody on the node does not want it now (a pre-install hook). Tried again with back-off, costs no
+    /// attempt.
+    Held,
     /// Stopped by [`crate::Effect::Abort`]. Costs no attempt.
     Cancelled,
 }
@@ -151,11 +161,62 @@ pub enum FailureKind {
 pub enum Health {
     /// Every required check passed before the deadline.
     Passed,
-    /// A required check failed, or the deadline passed. With the evidence. Advisory checks, and the server being out
-    /// of reach, never lead here.
-    Failed(String),
-    /// It could not be judged: stopped by [`crate::Effect::Abort`], or the checks could not be run at all.
+    /// A required check failed, or the deadline passed. Advisory checks, and the server being out of reach, never lead
+    /// here.
+    Failed(Evidence),
+    /// Not to be judged now, by no fault of the release: the server is asked for and out of reach, or the judgement
+    /// was stopped by [`crate::Effect::Abort`]. Judged again later, and never counted. With a line saying why.
+    NotYet(String),
+    /// The checks could not be run at all. With a line saying why.
     Unknown(String),
+}
+
+/// What was seen of a failure.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Evidence {
+    /// The failure in one line.
+    pub summary: String,
+    /// What was seen, in lines: the states of units, a part of the journal, exit codes. May be empty.
+    pub log: String,
+}
+
+impl Evidence {
+    /// A failure that its summary says everything about.
+    #[must_use]
+    pub fn summary(summary: impl Into<String>) -> Self {
+        Self { summary: summary.into(), log: String::new() }
+    }
+}
+
+/// What holds a reboot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hold {
+    /// What kind of thing.
+    pub kind: HoldKind,
+    /// Which, in one line.
+    pub detail: String,
+}
+
+impl Hold {
+    /// This thing.
+    #[must_use]
+    pub fn new(kind: HoldKind, detail: impl Into<String>) -> Self {
+        Self { kind, detail: detail.into() }
+    }
+}
+
+/// The kinds of things that hold a reboot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HoldKind {
+    /// A pre-reboot hook failed. Never forced.
+    Hook,
+    /// A block inhibitor. Respected for a bounded time.
+    Inhibitor,
+    /// An active session. Respected for a bounded time.
+    Session,
+    /// Nothing does: the preparation was stopped by [`crate::Effect::Abort`].
+    Stopped,
 }
 
 /// What came of asking for, checking or giving back the reboot permit.

@@ -23,9 +23,10 @@ mod record;
 mod state;
 mod step;
 
-pub use effect::{Effect, Operation, Reply};
+pub use effect::{Effect, Operation, Outcome, Reply};
 pub use event::{
-    Answer, Checked, Clear, Command, Event, Facts, Failure, FailureKind, Health, Mode, Offer, Permit, Start,
+    Answer, Checked, Clear, Command, Event, Evidence, Facts, Failure, FailureKind, Health, Hold, HoldKind,
+    Mode, Offer, Permit, Start,
 };
 pub use policy::{Policy, Strategy, Window};
 pub use projection::{Identity, status};

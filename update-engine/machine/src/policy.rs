@@ -73,8 +73,21 @@ pub struct Policy {
     pub detail_max: usize,
     /// Seconds between requests for the permit.
     pub permit_retry_s: u32,
-    /// Seconds between attempts to reboot, and how long a reboot that was accepted may take.
+    /// Seconds between attempts to reboot, after a reboot or a hook failed, and how long a reboot that was accepted may
+    /// take.
     pub reboot_retry_s: u32,
+    /// Seconds until it is looked again whether an inhibitor or a session still holds the reboot.
+    pub hold_retry_s: u32,
+    /// Seconds for which inhibitors and sessions are respected together. Hooks are never forced.
+    pub hold_max_s: u32,
+    /// Seconds for which a preparation of the reboot holds good.
+    pub prepared_max_s: u32,
+    /// How often the post-confirm hooks are started before they are given up.
+    pub post_confirm_max: u32,
+    /// The longest evidence kept with an event, in bytes.
+    pub evidence_max: usize,
+    /// Events in the queue that keep their evidence, the newest ones.
+    pub evidence_kept: usize,
 }
 
 impl Default for Policy {
@@ -102,6 +115,12 @@ impl Default for Policy {
             detail_max: 4096,
             permit_retry_s: 60,
             reboot_retry_s: 5 * 60,
+            hold_retry_s: 30,
+            hold_max_s: 10 * 60,
+            prepared_max_s: 60,
+            post_confirm_max: 3,
+            evidence_max: protocol::wire::EVIDENCE_MAX,
+            evidence_kept: 8,
         }
     }
 }

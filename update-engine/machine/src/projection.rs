@@ -63,6 +63,7 @@ fn name(state: &State) -> (StateName, String) {
             Some(Waiting::Window(reason)) => (StateName::Waiting, format!("window: {reason}")),
             Some(Waiting::Permit(reason)) => (StateName::Waiting, format!("permit: {reason}")),
             Some(Waiting::Inhibitor(reason)) => (StateName::Waiting, format!("inhibitor: {reason}")),
+            Some(Waiting::Hook(reason)) => (StateName::Waiting, format!("hook: {reason}")),
             None => resting(state),
         },
     }
@@ -79,9 +80,13 @@ const fn of_operation(operation: &Operation) -> StateName {
         Operation::Deactivate { .. } | Operation::Restore { .. } | Operation::ReleasePermit => {
             StateName::Idle
         }
-        Operation::MarkGood { .. } | Operation::RunHealth { .. } => StateName::Confirming,
+        Operation::MarkGood { .. } | Operation::RunHealth { .. } | Operation::PostConfirm { .. } => {
+            StateName::Confirming
+        }
         Operation::Condemn { .. } => StateName::RolledBack,
-        Operation::AcquirePermit { .. } | Operation::RecheckPermit => StateName::Waiting,
+        Operation::AcquirePermit { .. } | Operation::RecheckPermit | Operation::PrepareReboot { .. } => {
+            StateName::Waiting
+        }
         Operation::Reboot => StateName::Rebooting,
     }
 }

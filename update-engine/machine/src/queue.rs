@@ -54,6 +54,7 @@ impl EventQueue {
             version: about.version.cloned(),
             release: about.release,
             detail: about.detail,
+            evidence: String::new(),
         });
         self.next_seq += 1;
         while self.pending.len() > max.max(1) {

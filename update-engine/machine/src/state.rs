@@ -94,8 +94,10 @@ pub enum Waiting {
     Window(String),
     /// The permit.
     Permit(String),
-    /// The system will not reboot now: an inhibitor, a hook.
+    /// The system is not to reboot now: an inhibitor, an active session, a reboot that failed.
     Inhibitor(String),
+    /// A hook of the node does not want it now.
+    Hook(String),
 }
 
 /// What is known only while the engine runs.

@@ -258,12 +258,12 @@ fn a_withdrawn_release_is_not_booted_and_an_unreachable_server_withdraws_nothing
 fn cancel_undoes_the_flip_and_a_reboot_in_the_middle_condemns_nothing() {
     let mut world = daemon(Strategy::Off, &[Good]);
     rest_after_activation(&mut world);
-    assert!(reply(&mut world, Command::Cancel).contains("accepted: true"));
+    assert!(reply(&mut world, Command::Cancel).contains("outcome: Done"));
     assert_eq!(world.operation(), Some(Operation::Deactivate { target: Slot::B }));
     world.finish(End::DoneButPowerCut).unwrap();
     assert_eq!((world.booted, world.record().intent), (Slot::A, None));
     assert!(world.record().quarantine.is_empty());
-    assert!(reply(&mut world, Command::Cancel).contains("accepted: false"));
+    assert!(reply(&mut world, Command::Cancel).contains("outcome: NothingToDo"));
 }
 
 #[test]
@@ -282,7 +282,7 @@ fn cancel_stops_an_installation_and_costs_no_attempt() {
 fn rollback_goes_back_is_judged_and_quarantines_what_it_left() {
     let mut world = daemon(Strategy::Immediate, &[Good]);
     world.settle(|world| check::confirmed_on(world, 1)).unwrap();
-    assert!(reply(&mut world, Command::Rollback).contains("accepted: true"));
+    assert!(reply(&mut world, Command::Rollback).contains("outcome: Done"));
     world.settle(|world| world.running() == 0 && world.record().intent.is_none()).unwrap();
     let release = world.server.release(1).clone();
     assert!(world.record().quarantined(&release.digest).is_some());
@@ -309,7 +309,7 @@ fn rollback_can_be_cancelled_and_leaves_the_fallback_as_it_was() {
 #[test]
 fn rollback_needs_something_to_go_back_to() {
     let mut world = daemon(Strategy::Off, &[Good]);
-    assert!(reply(&mut world, Command::Rollback).contains("accepted: false"));
+    assert!(reply(&mut world, Command::Rollback).contains("outcome: Declined"));
 }
 
 #[test]
@@ -378,7 +378,7 @@ fn without_a_fallback_an_unconfirmed_release_keeps_running_and_is_judged_again()
     // As an installer may leave it: one slot, bootable, never confirmed.
     world.table.a = world.table.a.with_successful(false).with_tries_left(3);
     world.ledger.forced.clear();
-    let first_check = || machine::Health::Failed("not yet".to_owned());
+    let first_check = || machine::Health::Failed(machine::Evidence::summary("not yet"));
     let record = machine::Record::default();
     let state = machine::State::new(world.policy.clone(), record);
     let facts = machine::Facts {
@@ -388,7 +388,7 @@ fn without_a_fallback_an_unconfirmed_release_keeps_running_and_is_judged_again()
         attributes: world.table,
         reboot_allowed: true,
     };
-    let start = machine::Start { facts, mode: Mode::Daemon, seed: 1 };
+    let start = machine::Start { facts, mode: Mode::Daemon, seed: 1, previous: String::new() };
     let (state, _) = machine::step(state, machine::Event::Start(start), world.now);
     let (state, effects) = machine::step(state, machine::Event::HealthJudged(first_check()), world.now);
     assert!(!state.record().condemned(Slot::A) && state.record().rolled_back.is_none(), "{effects:?}");
@@ -421,7 +421,7 @@ fn a_quarantine_is_lifted_by_a_person_only() {
     let mut world = daemon(Strategy::Immediate, &[Hangs]);
     world.settle(|world| check::done_with(world, 1)).unwrap();
     let digest = world.server.release(1).digest;
-    assert!(reply(&mut world, Command::Update { force_retry: true }).contains("accepted: true"));
+    assert!(reply(&mut world, Command::Update { force_retry: true }).contains("outcome: Done"));
     rest(&mut world);
     assert!(world.record().quarantined(&digest).is_some());
     assert!(reply(&mut world, Command::QuarantineClear(Clear::Release(digest))).contains("1 cleared"));
@@ -493,7 +493,7 @@ fn marked_good_by_a_person_the_checks_that_still_run_do_not_count() {
     let mut world = daemon(Strategy::Off, &[Sick]);
     rest_after_activation(&mut world);
     world.boot().unwrap();
-    assert!(reply(&mut world, Command::MarkGood).contains("accepted: true"));
+    assert!(reply(&mut world, Command::MarkGood).contains("outcome: Done"));
     world.finish(End::Well).unwrap();
     assert_eq!(world.operation(), Some(Operation::MarkGood { slot: Slot::B }));
     rest(&mut world);
@@ -566,7 +566,7 @@ fn while_the_facts_are_in_doubt_nothing_is_decided_on_request() {
     until(&mut world, |operation| matches!(operation, Operation::MarkGood { .. }));
     world.finish(End::DoneButFails).unwrap();
     assert_eq!(state(&world), StateName::Error);
-    assert!(reply(&mut world, Command::Rollback).contains("accepted: false"));
+    assert!(reply(&mut world, Command::Rollback).contains("outcome: Declined"));
     until(&mut world, |operation| matches!(operation, Operation::Probe));
     rest(&mut world);
     assert!(check::confirmed_on(&world, 1));

@@ -5,7 +5,7 @@ use crate::boot::Given;
 use crate::driver::Signal;
 use crate::node::{Engine, Options};
 use crate::state::StateFolder;
-use machine::{Command, Mode};
+use machine::{Command, Mode, Outcome};
 use protocol::status::Exit;
 use rustix::process::{Pid, Signal as UnixSignal, kill_process};
 use serde_json::json;
@@ -73,7 +73,7 @@ pub(super) fn ask(
             status.error.clone().unwrap_or_else(|| "the engine ended without an answer".to_owned()),
         )
     })?;
-    if !reply.accepted {
+    if reply.outcome == Outcome::Declined {
         return Err(LocalError::Declined(reply.text));
     }
     if json {
@@ -81,6 +81,9 @@ pub(super) fn ask(
         super::show::print(&document.to_string())?;
     } else {
         super::show::print(&reply.text)?;
+    }
+    if reply.outcome == Outcome::NothingToDo {
+        return Ok(Exit::NothingToDo);
     }
     Ok(if after == After::Stop || exit == Exit::NothingToDo { Exit::Done } else { exit })
 }

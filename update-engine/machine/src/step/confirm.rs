@@ -2,7 +2,7 @@
 
 use super::Turn;
 use crate::effect::Operation;
-use crate::event::Health;
+use crate::event::{Evidence, Health};
 use crate::record::{Flip, Purpose};
 use crate::state::Judgement;
 use protocol::slot::{Attributes, Slot};
@@ -41,11 +41,15 @@ impl Turn {
         match health {
             Health::Passed => self.state.run.judgement = Judgement::Passed,
             Health::Failed(evidence) => self.confirmation_failed(&evidence),
+            Health::NotYet(why) => {
+                self.note(format!("the running release is not confirmed yet: {why}"));
+                self.judge_again();
+            }
             Health::Unknown(why) => {
                 self.state.run.unknown_judgements += 1;
                 let detail = format!("the health of the running release could not be judged: {why}");
                 if self.state.run.unknown_judgements >= self.state.policy.judgements_max {
-                    return self.confirmation_failed(&detail);
+                    return self.confirmation_failed(&Evidence::summary(detail));
                 }
                 self.fail(&detail);
                 self.judge_again();
@@ -55,7 +59,8 @@ impl Turn {
 
     /// The running release is not to stay. With a slot to go back to, the quarantine is recorded here and the rest
     /// follows from it; without one the node keeps running what it has.
-    pub(super) fn confirmation_failed(&mut self, evidence: &str) {
+    pub(super) fn confirmation_failed(&mut self, evidence: &Evidence) {
+        let evidence = &evidence.summary;
         let Some((running, other, _, other_is)) = self.slots() else { return };
         self.state.run.unknown_judgements = 0;
         self.judge_again();

@@ -110,7 +110,7 @@ impl Turn {
         self.drop_update();
         self.fail(&failure.detail);
         match failure.kind {
-            FailureKind::Network => self.schedule_retry(failure.retry_after_s),
+            FailureKind::Network | FailureKind::Held => self.schedule_retry(failure.retry_after_s),
             FailureKind::Cancelled => self.schedule_check(None),
             FailureKind::Refused => {
                 // Nothing is counted against the release, so what bounds the tries is that each waits longer.

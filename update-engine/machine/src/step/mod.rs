@@ -8,7 +8,7 @@ mod install;
 mod operator;
 mod schedule;
 
-use crate::effect::{Effect, Operation, Reply};
+use crate::effect::{Effect, Operation, Outcome, Reply};
 use crate::event::{Event, Failure, FailureKind, Permit};
 use crate::queue::About;
 use crate::record::{PerSlot, Release};
@@ -100,7 +100,9 @@ impl Turn {
             Event::Permit(_) => {
                 matches!(operation, Op::AcquirePermit { .. } | Op::RecheckPermit | Op::ReleasePermit)
             }
+            Event::RebootPrepared(_) => matches!(operation, Op::PrepareReboot { .. }),
             Event::RebootRequested(_) => matches!(operation, Op::Reboot),
+            Event::PostConfirmed(_) => matches!(operation, Op::PostConfirm { .. }),
             _ => false,
         }
     }
@@ -199,8 +201,8 @@ impl Turn {
         self.tell(kind, Some(&release.version), Some(release.digest), detail);
     }
 
-    fn reply(&mut self, accepted: bool, text: impl Into<String>) {
-        self.side.push(Effect::Reply(Reply { accepted, text: text.into() }));
+    fn reply(&mut self, outcome: Outcome, text: impl Into<String>) {
+        self.side.push(Effect::Reply(Reply { outcome, text: text.into() }));
     }
 
     /// Stops the running operation; what it brings is not used.

@@ -1,8 +1,8 @@
 //! Every step, on request: what a person may ask of the engine, and the answer.
 
 use super::Turn;
-use crate::effect::Operation;
-use crate::event::{Clear, Command};
+use crate::effect::{Operation, Outcome};
+use crate::event::{Clear, Command, Evidence};
 use crate::record::Flip;
 use crate::state::{Judgement, Stage};
 use protocol::status::Exit;
@@ -10,14 +10,17 @@ use protocol::status::Exit;
 impl Turn {
     pub(super) fn operator(&mut self, command: Command) {
         if self.state.run.facts.is_none() {
-            return self.reply(false, "the engine has not started yet");
+            return self.reply(Outcome::Declined, "the engine has not started yet");
         }
         let in_doubt =
             self.state.run.probe_at.is_some() || self.state.run.operation == Some(Operation::Probe);
         if in_doubt
             && matches!(command, Command::Cancel | Command::Rollback | Command::MarkGood | Command::Reboot)
         {
-            return self.reply(false, "the state of the slots must be read again first; try again shortly");
+            return self.reply(
+                Outcome::Declined,
+                "the state of the slots must be read again first; try again shortly",
+            );
         }
         match command {
             Command::Check => self.check_now(false),
@@ -54,29 +57,31 @@ impl Turn {
         run.next_check = Some(self.now);
         run.interactive = true;
         if !self.confirmed() {
-            return self.reply(true, "will check once the running release is confirmed");
+            return self.reply(Outcome::Done, "will check once the running release is confirmed");
         }
         if self.installing() {
-            return self.reply(true, "an update is being installed; will check again after it");
+            return self.reply(Outcome::Done, "an update is being installed; will check again after it");
         }
-        self.reply(true, "checking");
+        self.reply(Outcome::Done, "checking");
     }
 
     fn cancel(&mut self) {
         let run = &self.state.run;
         if run.reboot_requested || matches!(run.operation, Some(Operation::Reboot)) {
-            return self.reply(false, "the reboot was requested already");
+            return self.reply(Outcome::Declined, "the reboot was requested already");
         }
         if !self.confirmed() {
-            return self
-                .reply(false, "the running release is being judged; `rollback` or `mark-good` decides");
+            return self.reply(
+                Outcome::Declined,
+                "the running release is being judged; `rollback` or `mark-good` decides",
+            );
         }
         let wanted = std::mem::take(&mut self.state.run.rollback_wanted);
         let busy = self.state.run.operation.clone();
         match busy {
             Some(Operation::Activate { .. } | Operation::Revert { .. }) => {
                 self.state.run.undo_wanted = true;
-                return self.reply(true, "the switch of the next boot will be undone");
+                return self.reply(Outcome::Done, "the switch of the next boot will be undone");
             }
             Some(
                 Operation::Check { .. }
@@ -97,11 +102,11 @@ impl Turn {
             self.note("cancelled on request");
             self.verdict(if undone { Exit::Done } else { Exit::Failed });
             self.reply(
-                true,
+                Outcome::Done,
                 if undone { "the switch of the next boot is being undone" } else { "cancelled" },
             );
         } else {
-            self.reply(false, "nothing is under way");
+            self.reply(Outcome::NothingToDo, "nothing is under way");
         }
     }
 
@@ -109,31 +114,35 @@ impl Turn {
         let Some((_, other, running_is, other_is)) = self.slots() else { return };
         if !running_is.successful() {
             if !other_is.bootable() || self.state.record.condemned(other) {
-                return self.reply(false, format!("slot {other} cannot boot"));
+                return self.reply(Outcome::Declined, format!("slot {other} cannot boot"));
             }
             if matches!(self.state.run.operation, Some(Operation::MarkGood { .. })) {
-                return self.reply(false, "the running release is being confirmed this moment; try again");
+                return self.reply(
+                    Outcome::Declined,
+                    "the running release is being confirmed this moment; try again",
+                );
             }
             if self.state.run.operation.is_some() {
                 self.abandon_operation();
             }
-            self.confirmation_failed("rolled back on request");
-            return self.reply(true, format!("going back to slot {other}"));
+            self.confirmation_failed(&Evidence::summary("rolled back on request"));
+            return self.reply(Outcome::Done, format!("going back to slot {other}"));
         }
         if self.installing() {
-            return self.reply(false, "an update is being installed; `cancel` it first");
+            return self.reply(Outcome::Declined, "an update is being installed; `cancel` it first");
         }
         if let Some(intent) = &self.state.record.intent {
             let version = intent.content.version.clone();
-            return self.reply(false, format!("{version} waits for the reboot; `cancel` undoes that"));
+            return self
+                .reply(Outcome::Declined, format!("{version} waits for the reboot; `cancel` undoes that"));
         }
         let condemned = self.state.record.condemned(other);
         if !other_is.bootable() || !other_is.successful() || condemned {
-            return self.reply(false, format!("slot {other} holds nothing that was good here"));
+            return self.reply(Outcome::Declined, format!("slot {other} holds nothing that was good here"));
         }
         if self.state.record.slots.get(other).is_none() {
             return self.reply(
-                false,
+                Outcome::Declined,
                 format!("it is not known what slot {other} holds: it never ran under this engine"),
             );
         }
@@ -143,22 +152,23 @@ impl Turn {
         if matches!(self.state.run.operation, Some(Operation::Check { .. })) {
             self.abandon_operation();
         }
-        self.reply(true, format!("the next boot will start slot {other}"));
+        self.reply(Outcome::Done, format!("the next boot will start slot {other}"));
     }
 
     fn mark_good(&mut self) {
         let Some((running, other, running_is, other_is)) = self.slots() else { return };
         if running_is.successful() {
-            return self.reply(false, format!("slot {running} is confirmed already"));
+            return self.reply(Outcome::NothingToDo, format!("slot {running} is confirmed already"));
         }
         if self.state.record.condemned(running) && other_is.bootable() {
-            return self.reply(false, format!("the running release failed; going back to slot {other}"));
+            return self
+                .reply(Outcome::Declined, format!("the running release failed; going back to slot {other}"));
         }
         if matches!(self.state.run.operation, Some(Operation::RunHealth { .. })) {
             self.abandon_operation();
         }
         self.state.run.judgement = Judgement::Passed;
-        self.reply(true, format!("slot {running} will be confirmed"));
+        self.reply(Outcome::Done, format!("slot {running} will be confirmed"));
     }
 
     fn clear_quarantine(&mut self, which: Clear) {
@@ -180,26 +190,29 @@ impl Turn {
         }
         let cleared = before - record.quarantine.len();
         record.refusal = None;
-        self.reply(cleared > 0, format!("{cleared} cleared"));
+        let outcome = if cleared > 0 { Outcome::Done } else { Outcome::NothingToDo };
+        self.reply(outcome, format!("{cleared} cleared"));
     }
 
     fn reboot(&mut self) {
         let allowed = self.state.run.facts.as_ref().is_some_and(|facts| facts.reboot_allowed);
         if !allowed {
-            return self.reply(false, "this engine does not reboot: it works on a disk image");
+            return self.reply(Outcome::Declined, "this engine does not reboot: it works on a disk image");
         }
         if self.installing() {
-            return self.reply(false, "an update is being installed; `cancel` it first");
+            return self.reply(Outcome::Declined, "an update is being installed; `cancel` it first");
         }
         if self.state.record.intent.as_ref().is_some_and(|intent| intent.flip != Flip::Activated) {
-            return self.reply(false, "the switch of the next boot is being changed; try again");
+            return self.reply(Outcome::Declined, "the switch of the next boot is being changed; try again");
         }
         if !self.confirmed() {
-            return self
-                .reply(false, "the running release is not confirmed; `rollback` or `mark-good` decides");
+            return self.reply(
+                Outcome::Declined,
+                "the running release is not confirmed; `rollback` or `mark-good` decides",
+            );
         }
         self.state.run.reboot_wanted = true;
         self.state.run.reboot_at = None;
-        self.reply(true, "rebooting");
+        self.reply(Outcome::Done, "rebooting");
     }
 }

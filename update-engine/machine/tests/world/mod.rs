@@ -295,7 +295,7 @@ impl World {
             table: self.table,
         });
         self.seed += 1;
-        let start = Start { facts: self.facts(), mode: self.mode, seed: self.seed };
+        let start = Start { facts: self.facts(), mode: self.mode, seed: self.seed, previous: String::new() };
         self.deliver(Event::Start(start))
     }
 

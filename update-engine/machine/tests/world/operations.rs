@@ -89,6 +89,8 @@ impl World {
             Operation::AcquirePermit { .. } | Operation::RecheckPermit | Operation::ReleasePermit => {
                 Event::Permit(self.lock(operation))
             }
+            Operation::PrepareReboot { .. } => Event::RebootPrepared(Ok(())),
+            Operation::PostConfirm { .. } => Event::PostConfirmed(Ok(())),
             Operation::Reboot => return Ok(None),
             _ => {
                 self.change_table(operation)?;
@@ -142,7 +144,7 @@ impl World {
             return Health::Passed;
         }
         self.ledger.fail(index);
-        Health::Failed("the service does not answer".to_owned())
+        Health::Failed(machine::Evidence::summary("the service does not answer"))
     }
 
     fn lock(&mut self, operation: &Operation) -> Permit {
