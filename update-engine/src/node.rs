@@ -103,7 +103,8 @@ impl Engine {
     /// Runs, and returns the exit code and the last status.
     pub async fn run(self, mode: Mode, signals: mpsc::Receiver<Signal>) -> (Exit, Status) {
         let start = Start { facts: self.facts, mode, seed: self.seed, previous: String::new() };
-        self.driver.run(start, signals).await
+        // Boxed: the driver is large, and whoever awaits this would carry it.
+        Box::pin(self.driver.run(start, signals)).await
     }
 }
 
