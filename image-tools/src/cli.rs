@@ -1,6 +1,6 @@
 //! The commands of `image-tools`. Data goes to stdout, logs and progress to stderr.
 
-use crate::{apply, disk, keys, release};
+use crate::{apply, boot_image, disk, keys, release};
 use clap::{CommandFactory as _, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::process::ExitCode;
@@ -31,6 +31,9 @@ enum Command {
     /// Payloads: install offline
     #[command(subcommand)]
     Payload(apply::PayloadCommand),
+    /// Images of BOOT partitions: kernel, initrd and command line
+    #[command(subcommand)]
+    BootImage(boot_image::BootImageCommand),
     /// GPT disks with two slots
     #[command(subcommand)]
     Disk(disk::DiskCommand),
@@ -56,6 +59,7 @@ pub fn main() -> ExitCode {
         Command::Keys(command) => keys::run(command, cli.json),
         Command::Release(command) => release::run(command, cli.json),
         Command::Payload(command) => apply::run(command, cli.json),
+        Command::BootImage(command) => boot_image::run(command, cli.json),
         Command::Disk(command) => disk::run(command, cli.json),
     };
     match done {

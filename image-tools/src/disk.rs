@@ -7,6 +7,9 @@ mod create;
 mod show;
 mod size;
 
+pub(crate) use create::parse_sector_size;
+pub(crate) use size::Size;
+
 use ::disk::{Access, Disk, DiskFile, SlotLayout};
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};

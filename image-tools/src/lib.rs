@@ -2,6 +2,7 @@
 //!
 //! | module | step of the flow (DESIGN section 1) |
 //! |---|---|
+//! | `boot_image`, `fat`, `efi` | 1 image: a kernel as the image of a BOOT partition |
 //! | [`build`] | 2 payload: images to one payload file |
 //! | [`release`] | 3 metadata: payload and manifest; inspecting and verifying them |
 //! | [`apply`] | 5 to 7 offline: a payload into a file or a slot |
@@ -10,9 +11,12 @@
 //! | [`cli`] | the commands |
 
 pub mod apply;
+mod boot_image;
 pub mod build;
 pub mod cli;
 mod disk;
+mod efi;
+mod fat;
 mod keys;
 pub mod release;
 

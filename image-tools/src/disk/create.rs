@@ -1,7 +1,10 @@
-//! Step 7, slot: lays out a new disk with two slots and puts a first release on slot A.
+//! Step 7, slot: lays out a new disk with two slots and puts a first release on slot A, and the loader where the firmware
+//! looks for it.
 
 use super::SCHEMA;
 use super::size::Size;
+use crate::efi::EfiProgram;
+use crate::fat::{self, FatFile, Preference, Volume};
 use ::disk::layout::ROOT_TYPE;
 use ::disk::{
     Access, AlignedBuf, Disk, DiskFile, Medium, MountTable as _, PartitionView, SlotLayout, SystemMounts,
@@ -18,9 +21,12 @@ use std::io::Read as _;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use tempfile::NamedTempFile;
 
 /// Partitions start and end at multiples of this.
 const MIB: u64 = 1 << 20;
+/// Where the firmware of an x86-64 machine looks for a loader that nobody has registered.
+const LOADER: &str = "EFI/BOOT/BOOTX64.EFI";
 
 /// What the new disk is to be.
 #[derive(Debug, Args)]
@@ -36,6 +42,12 @@ pub(crate) struct CreateArgs {
     /// The boot image to put on slot A
     #[arg(long, value_name = "FILE")]
     boot: Option<PathBuf>,
+    /// The loader, boot-select.efi: makes the EFI system partition a FAT volume and puts it there, where the firmware looks
+    #[arg(long, value_name = "FILE")]
+    boot_select: Option<PathBuf>,
+    /// The file system to put on the state partition
+    #[arg(long, value_name = "FILE")]
+    state: Option<PathBuf>,
     /// Size of the EFI system partition
     #[arg(long, default_value = "64M", value_name = "SIZE")]
     esp_size: Size,
@@ -53,7 +65,7 @@ pub(crate) struct CreateArgs {
     force: bool,
 }
 
-fn parse_sector_size(text: &str) -> Result<u32, String> {
+pub(crate) fn parse_sector_size(text: &str) -> Result<u32, String> {
     match text {
         "512" => Ok(512),
         "4096" => Ok(4096),
@@ -99,10 +111,38 @@ pub(super) fn run(args: &CreateArgs, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The EFI system partition as a file, with the loader where the firmware looks for one; none where no loader is given.
+///
+/// Its sectors are those of the disk: not every reader takes a volume whose sectors are smaller.
+fn system_partition(args: &CreateArgs, sector_size: u32) -> anyhow::Result<Option<NamedTempFile>> {
+    let Some(path) = &args.boot_select else { return Ok(None) };
+    let bytes = fat::read_input(path)?;
+    let program = EfiProgram::parse(&bytes).with_context(|| format!("{} is no loader", path.display()))?;
+    ensure!(
+        program.is_x86_64(),
+        "{} is a program for {}: expected one for x86-64, as {LOADER} is",
+        path.display(),
+        program.arch()
+    );
+    let size = partition_len(args.esp_size).context("--esp-size is too large")?;
+    let volume = Volume { size, sector_size, label: *b"ESP        ", preference: Preference::Fat32 };
+    let file = NamedTempFile::new().context("cannot make a temporary file")?;
+    fat::write(file.as_file(), &volume, &[FatFile { path: LOADER, bytes }])
+        .context("cannot make the EFI system partition (--esp-size)")?;
+    Ok(Some(file))
+}
+
+/// Whole MiB; none where that is more than a disk has.
+fn partition_len(size: Size) -> Option<u64> {
+    size.0.checked_next_multiple_of(MIB).filter(|len| *len < 1 << 60)
+}
+
 /// A new file appears under its name only when it is complete.
 fn create_file(args: &CreateArgs) -> anyhow::Result<(u64, u32)> {
     let state = args.state_size.unwrap_or(Size(256 * MIB));
-    let (parts, len) = lay_out(args, state)?;
+    lay_out(args, state, None)?;
+    let esp = system_partition(args, args.sector_size)?;
+    let (parts, len) = lay_out(args, state, esp.as_ref().map(NamedTempFile::path))?;
     let folder = match args.disk.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -137,13 +177,11 @@ fn create_on_device(args: &CreateArgs) -> anyhow::Result<(u64, u32)> {
         }
         (medium.len(), medium.block_size())
     };
-    let (parts, least) = lay_out(args, args.state_size.unwrap_or(Size(MIB)))?;
+    let (_, least) = lay_out(args, args.state_size.unwrap_or(Size(MIB)), None)?;
     ensure!(least <= len, "{} has {len} bytes: {least} are needed", path.display());
-    let state = args.state_size.map_or((len - least) / MIB * MIB + MIB, |size| size.0);
-    let (parts, _) = match args.state_size {
-        Some(_) => (parts, least),
-        None => lay_out(args, Size(state))?,
-    };
+    let state = args.state_size.unwrap_or(Size((len - least) / MIB * MIB + MIB));
+    let esp = system_partition(args, sector)?;
+    let (parts, _) = lay_out(args, state, esp.as_ref().map(NamedTempFile::path))?;
     let what = || format!("cannot lay out {}", path.display());
     let file = File::options().read(true).write(true).open(path).with_context(what)?;
     write_table(&file, sector, len, &parts).with_context(what)?;
@@ -152,7 +190,11 @@ fn create_on_device(args: &CreateArgs) -> anyhow::Result<(u64, u32)> {
 }
 
 /// The partitions in order, each on whole MiB, and the length of the disk they need.
-fn lay_out(args: &CreateArgs, state: Size) -> anyhow::Result<(Vec<Part<'_>>, u64)> {
+fn lay_out<'a>(
+    args: &'a CreateArgs,
+    state: Size,
+    esp_image: Option<&'a Path>,
+) -> anyhow::Result<(Vec<Part<'a>>, u64)> {
     let guid = |text: &str| -> anyhow::Result<Type> {
         Ok(Type { guid: text.parse().context("a built-in GUID")?, os: OperatingSystem::Linux })
     };
@@ -163,18 +205,27 @@ fn lay_out(args: &CreateArgs, state: Size) -> anyhow::Result<(Vec<Part<'_>>, u64
     let none = Attributes::default();
     let good = none.with_priority(1).with_successful(true);
     let (boot_image, root_image) = (args.boot.as_deref(), args.root.as_deref());
+    let sizes = [
+        ("--esp-size", args.esp_size),
+        ("--boot-size", args.boot_size),
+        ("--slot-size", args.slot_size),
+        ("--state-size", state),
+    ];
+    if let Some((option, _)) = sizes.iter().find(|(_, size)| size.0 == 0) {
+        bail!("{option} is 0: a partition has at least 1M");
+    }
     let wanted = [
-        ("ESP", esp, none, args.esp_size, None),
+        ("ESP", esp, none, args.esp_size, esp_image),
         ("BOOT-A", boot.clone(), none, args.boot_size, boot_image),
         ("ROOT-A", root.clone(), good, args.slot_size, root_image),
         ("BOOT-B", boot, none, args.boot_size, None),
         ("ROOT-B", root, none, args.slot_size, None),
-        ("STATE", LINUX_FS, none, state, None),
+        ("STATE", LINUX_FS, none, state, args.state.as_deref()),
     ];
     let mut offset = MIB;
     let mut parts = Vec::new();
     for (name, kind, attributes, size, image) in wanted {
-        let len = size.0.max(1).checked_next_multiple_of(MIB);
+        let len = partition_len(size);
         let end = len.and_then(|len| offset.checked_add(len)).filter(|end| *end < 1 << 60);
         let (Some(len), Some(end)) = (len, end) else { bail!("the partition {name} is too large: {size}") };
         if let Some(path) = image {
