@@ -1,13 +1,15 @@
 //! Step 11, boot: FAT volumes, as the firmware reads them: the EFI system partition and the BOOT partitions.
 //!
 //! The same files give the same bytes: files lie one behind the other in the order given, all times are the same, and
-//! the volume id comes from what the volume holds.
+//! the volume id comes from what the volume holds. Names have at most eight letters and three, without long names: readers
+//! take upper and lower case for the same.
 
 use anyhow::{Context as _, ensure};
 use fatfs::{Date, DateTime, FatType, FileSystem, FormatVolumeOptions, FsOptions, Time, TimeProvider};
 use protocol::digest::Hasher;
 use std::fs::File;
 use std::io::{Read as _, Seek as _, Write as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 /// The largest cluster: a block of most disks, and few enough of them in a volume of some 100 MiB.
@@ -145,14 +147,36 @@ pub(crate) fn write(file: &File, volume: &Volume, files: &[FatFile]) -> anyhow::
     for file in files {
         put(&system, file).with_context(|| format!("cannot write {} to the FAT volume", file.path))?;
     }
-    let kind = match system.fat_type() {
+    let fat_type = system.fat_type();
+    let kind = match fat_type {
         FatType::Fat12 => "FAT12",
         FatType::Fat16 => "FAT16",
         FatType::Fat32 => "FAT32",
     };
     // Writes the count of free clusters, and that the volume is in order.
     system.unmount()?;
+    if fat_type == FatType::Fat32 && files.iter().any(|file| file.path.contains('/')) {
+        mend_parent(target, volume.sector_size, stats.cluster_size())?;
+    }
     Ok(Made { kind, volume_id })
+}
+
+/// In a folder of the root folder, the entry `..` has the cluster 0, also on FAT32, where the root folder is in
+/// cluster 2; fatfs 0.3.6 writes 2. There is one such folder at most, and it is what comes first after the root folder.
+fn mend_parent(file: &File, sector_size: u32, cluster_size: u32) -> anyhow::Result<()> {
+    let mut boot_sector = [0; 512];
+    file.read_exact_at(&mut boot_sector, 0)?;
+    let [reserved_low, reserved_high, tables] = [14, 15, 16].map(|at: usize| boot_sector[at]);
+    let table = u32::from_le_bytes([36, 37, 38, 39].map(|at: usize| boot_sector[at]));
+    let sectors =
+        u64::from(u16::from_le_bytes([reserved_low, reserved_high])) + u64::from(tables) * u64::from(table);
+    // The root folder's cluster, then the folder's own entry.
+    let entry = sectors * u64::from(sector_size) + u64::from(cluster_size) + 32;
+    let mut name = [0; 11];
+    file.read_exact_at(&mut name, entry)?;
+    ensure!(name == *b"..         ", "the FAT volume does not have its folder where it is expected");
+    file.write_all_at(&[0; 2], entry + 20)?;
+    Ok(file.write_all_at(&[0; 2], entry + 26)?)
 }
 
 fn check_room(files: &[FatFile], free: u64, cluster: u64, size: u64) -> anyhow::Result<()> {
