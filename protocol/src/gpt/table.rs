@@ -239,7 +239,17 @@ enum Other {
         damage: Damage,
         /// Where its broken header says that its entries are.
         entries_hint: Option<u64>,
+        /// Where its broken header says that the believed copy is.
+        alternate_hint: Option<u64>,
     },
+}
+
+impl Other {
+    /// A damaged copy, with what is left of its header: the places of the other header and of its entries.
+    fn damaged(damage: Damage, hints: Option<(u64, u64)>) -> Self {
+        let (alternate_hint, entries_hint) = hints.unzip();
+        Self::Damaged { damage, entries_hint, alternate_hint }
+    }
 }
 
 impl Table {
@@ -291,12 +301,8 @@ impl Table {
                     && primary.entry_bytes() == backup.entry_bytes();
                 (primary, if same { Other::Same(backup) } else { Other::Differs(backup) })
             }
-            (Ok(primary), Err(damage)) => {
-                (primary, Other::Damaged { damage, entries_hint: backup_hint.map(|(_, entries)| entries) })
-            }
-            (Err(damage), Ok(backup)) => {
-                (backup, Other::Damaged { damage, entries_hint: hint.map(|(_, entries)| entries) })
-            }
+            (Ok(primary), Err(damage)) => (primary, Other::damaged(damage, backup_hint)),
+            (Err(damage), Ok(backup)) => (backup, Other::damaged(damage, hint)),
             (Err(primary), Err(backup)) => return Err(TableError::NoValidCopy { primary, backup }),
         };
         Ok(Self { sectors, current, other })
@@ -340,6 +346,19 @@ impl Table {
     #[must_use]
     pub fn backup_misplaced(&self) -> Option<u64> {
         Some(self.backup_lba()).filter(|lba| *lba != self.sectors - 1)
+    }
+
+    /// Where the damaged primary header says that the backup is, if the backup was found elsewhere, in the last sector.
+    /// Then either that header is damaged there, or the size of the disk is misreported and the backup found is one that
+    /// an earlier, smaller layout left behind. Who cannot tell must not repair the primary from it.
+    #[must_use]
+    pub fn disputed_backup(&self) -> Option<u64> {
+        match &self.other {
+            Other::Damaged { alternate_hint, .. } if !self.current_is_primary() => {
+                alternate_hint.filter(|lba| *lba != self.backup_lba())
+            }
+            _ => None,
+        }
     }
 
     /// The partitions, in the order of their numbers.
