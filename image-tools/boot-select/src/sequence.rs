@@ -207,19 +207,19 @@ impl<'a, D: Disk, R: Console + Facts> Boot<'a, D, R> {
     }
 
     fn give_up(&self) -> NoSlot {
-        let reason = |slot: Slot| {
-            let left_out = self.reasons.iter().find(|(out, _)| *out == slot).map(|(_, why)| why.clone());
-            let attributes = || {
-                let partitions = self.slots.iter().find(|partitions| partitions.slot == slot);
-                partitions.map_or(Attributes::default(), |partitions| partitions.root.attributes)
-            };
-            let why = left_out.unwrap_or_else(|| match attributes() {
-                attributes if attributes.bootable() => format!("{attributes:?}, but no try can be recorded"),
-                attributes => format!("{attributes:?}"),
-            });
-            format!("{slot}: {why}")
-        };
-        NoSlot { reason: Slot::ALL.map(reason).join("; ") }
+        NoSlot { reason: Slot::ALL.map(|slot| format!("{slot}: {}", self.why_not(slot))).join("; ") }
+    }
+
+    fn why_not(&self, slot: Slot) -> String {
+        if let Some((_, why)) = self.reasons.iter().find(|(out, _)| *out == slot) {
+            return why.clone();
+        }
+        let found = self.slots.iter().find(|partitions| partitions.slot == slot);
+        let attributes = found.map_or(Attributes::default(), |partitions| partitions.root.attributes);
+        let (priority, tries) = (attributes.priority(), attributes.tries_left());
+        let values = format!("priority={priority} tries_left={tries} successful={}", attributes.successful());
+        // A candidate that was not even tried.
+        if attributes.bootable() { format!("{values}, but no try can be recorded") } else { values }
     }
 }
 

@@ -234,6 +234,32 @@ fn a_backup_outside_of_the_disk_is_reported_and_not_replaced() {
     assert_eq!(table.commit(&[(2, Attributes::default())]), Err(TableError::NotIntact));
 }
 
+/// A damaged primary that names another place for its backup than where one was found: a leftover in the last sector of a
+/// disk that is reported too small, or a damaged address. It is read, and said.
+#[test]
+fn a_backup_that_the_damaged_primary_does_not_know_is_disputed() {
+    for sector in [512_u32, 4096] {
+        let whole = disk(sector);
+        let s = sector as usize;
+        assert_eq!(read(&whole, sector).unwrap().disputed_backup(), None);
+        let mut image = whole.clone();
+        image[s + 16] ^= 1;
+        assert_eq!(read(&image, sector).unwrap().disputed_backup(), None, "it names the right place");
+        put(&mut image, s + 32, &(SECTORS * 2).to_le_bytes());
+        let table = read(&image, sector).unwrap();
+        assert_eq!(table.disputed_backup(), Some(SECTORS * 2));
+        assert_eq!(table.health(), Health::PrimaryDamaged(Damage::HeaderChecksum));
+        // Without a header nobody contradicts; neither does a damaged backup, whose place the primary knows.
+        image[s..2 * s].fill(0);
+        assert_eq!(read(&image, sector).unwrap().disputed_backup(), None);
+        let mut image = whole.clone();
+        let last = image.len() - s;
+        put(&mut image, last + 32, &77_u64.to_le_bytes());
+        assert!(matches!(read(&image, sector).unwrap().health(), Health::BackupDamaged(_)));
+        assert_eq!(read(&image, sector).unwrap().disputed_backup(), None);
+    }
+}
+
 /// Entries that do not start in the usual sector (`sgdisk --move-main-table`) are found again there, because
 /// something else stands in the usual one: a boot loader.
 #[test]

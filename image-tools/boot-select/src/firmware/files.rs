@@ -40,9 +40,6 @@ impl Files {
         let size = info.file_size();
         let len = usize::try_from(size).ok().filter(|_| size <= max_bytes);
         let len = len.ok_or_else(|| format!("{size} bytes long: at most {max_bytes}"))?;
-        if len == 0 {
-            return Err("empty".into());
-        }
         let mut bytes = Vec::new();
         bytes.try_reserve_exact(len).map_err(|_| format!("no memory for its {len} bytes"))?;
         bytes.resize(len, 0);

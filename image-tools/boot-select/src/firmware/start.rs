@@ -54,6 +54,9 @@ impl SlotLoader {
                 None => return Err("\\vmlinuz: not found".into()),
             },
         };
+        if initrd.as_ref().is_some_and(Vec::is_empty) {
+            return Err("\\initrd: empty".into());
+        }
         kernel::check(&kernel).map_err(|why| format!("{name}: {why}"))?;
         Ok(BootFiles { name, kernel, path: file_path(handle, name), initrd, cmdline })
     }
