@@ -6,6 +6,7 @@
 //! - [`small`] is a world with a small release, for tests.
 //! - [`hostile`] stands between node and server and misbehaves.
 //! - [`blockdev`] puts a disk file behind a loop device.
+//! - [`vm`] boots: firmware, loader, kernel and engine in virtual machines.
 
 pub mod blockdev;
 pub mod hostile;
@@ -14,4 +15,5 @@ pub mod node;
 pub mod process;
 pub mod programs;
 pub mod small;
+pub mod vm;
 pub mod world;
