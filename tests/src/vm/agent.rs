@@ -131,7 +131,9 @@ mod tests {
 
     #[test]
     fn base64_is_that_of_everyone() {
-        for (plain, coded) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")] {
+        for (plain, coded) in
+            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")]
+        {
             assert_eq!(base64(plain.as_bytes()), coded);
             assert_eq!(from_base64(coded).unwrap(), plain.as_bytes());
         }

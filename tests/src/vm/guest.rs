@@ -20,6 +20,8 @@ pub const ROOT_SIZE: u64 = 56 << 20;
 pub const BOOT_SIZE: &str = "16M";
 /// Length of the state file system.
 const STATE_SIZE: u64 = 32 << 20;
+/// The certificates of this host's authorities: the engine's HTTP client asks for some, even where none is used.
+const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// The watchdog resets the machine after so many seconds in which nothing feeds it.
 pub const HEARTBEAT: u32 = 40;
 
@@ -75,17 +77,29 @@ impl Guest {
             None => workspace().join("target/vm-images"),
         };
         run(Command::new(workspace().join("tests/vm-images")).arg(&parts))?.ok()?;
-        let mut programs = BTreeMap::new();
+        let certificates = std::fs::read(CERTIFICATES)
+            .with_context(|| format!("{CERTIFICATES} is not there: install ca-certificates"))?;
+        let programs = BTreeMap::from([(CERTIFICATES.trim_start_matches('/').to_owned(), certificates)]);
+        let mut guest = Self { parts, programs };
+        guest.add_program(update_engine)?;
+        guest.add_program(updatectl)?;
+        Ok(guest)
+    }
+
+    /// Puts a program of this host, without its debug information, and its libraries into the root file systems.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn add_program(&mut self, program: &Path) -> Result<()> {
+        let name = program.file_name().context("a program without a name")?.to_string_lossy();
         let folder = tempfile::tempdir()?;
-        for (name, program) in [("update-engine", update_engine), ("updatectl", updatectl)] {
-            let stripped = folder.path().join(name);
-            run(Command::new("strip").arg("-o").arg(&stripped).arg(program))?.ok()?;
-            programs.insert(format!("usr/bin/{name}"), std::fs::read(&stripped)?);
-            for library in libraries(program)? {
-                programs.insert(library.trim_start_matches('/').to_owned(), std::fs::read(&library)?);
-            }
+        let stripped = folder.path().join("program");
+        run(Command::new("strip").arg("-o").arg(&stripped).arg(program))?.ok()?;
+        self.programs.insert(format!("usr/bin/{name}"), std::fs::read(&stripped)?);
+        for library in libraries(program)? {
+            self.programs.insert(library.trim_start_matches('/').to_owned(), std::fs::read(&library)?);
         }
-        Ok(Self { parts, programs })
+        Ok(())
     }
 
     fn part(&self, name: &str) -> Result<Vec<u8>> {

@@ -109,7 +109,12 @@ impl Lines {
 
     /// Waits for a line from the one numbered `from` on that `wanted` likes, and returns it with its number. Nothing
     /// where it does not come in time, or nobody is left who could say it.
-    pub fn wait(&self, from: usize, patience: Duration, wanted: impl Fn(&str) -> bool) -> Option<(usize, Line)> {
+    pub fn wait(
+        &self,
+        from: usize,
+        patience: Duration,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Option<(usize, Line)> {
         let limit = Instant::now() + patience;
         let mut next = from;
         let mut heard = self.lock();

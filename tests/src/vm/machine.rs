@@ -88,12 +88,7 @@ impl Machine {
         std::fs::create_dir_all(folder)?;
         std::fs::copy(VARIABLES, folder.join("variables.fd"))
             .with_context(|| format!("{VARIABLES} is not there: install ovmf"))?;
-        let logs = match std::env::var_os("FLIPSIDE_VM_LOGS") {
-            Some(logs) => PathBuf::from(logs),
-            None => workspace().join("target/vm-logs"),
-        };
-        std::fs::create_dir_all(&logs)?;
-        let log = logs.join(format!("{name}.log"));
+        let log = logs()?.join(format!("{name}.log"));
         let began = Instant::now();
         let file = Arc::new(File::create(&log)?);
         Ok(Self {
@@ -154,9 +149,11 @@ impl Machine {
         for name in ["console", "agent", "qmp"] {
             let path = self.folder.join(name);
             let _ = std::fs::remove_file(&path);
-            listeners.push(UnixListener::bind(&path).with_context(|| format!("no socket {}", path.display()))?);
+            listeners
+                .push(UnixListener::bind(&path).with_context(|| format!("no socket {}", path.display()))?);
         }
         self.console.note("== switched on");
+        self.boots_seen = self.agent_lines.len();
         let mut child = self.command()?.spawn().context("qemu-system-x86_64 cannot be started")?;
         match self.connect(listeners) {
             Ok((agent, qmp)) => {
@@ -209,7 +206,7 @@ impl Machine {
         Ok(&mut self.run.as_mut().context("the machine is off")?.qmp)
     }
 
-    /// Time since the machine was made, as in the console's lines.
+    /// Where the console's lines are kept.
     #[must_use]
     pub fn log(&self) -> &Path {
         &self.log
@@ -226,9 +223,9 @@ impl Machine {
     /// # Errors
     /// Where it does not come in time, with the end of the console.
     pub fn wait_console(&self, from: usize, text: &str, patience: Duration) -> Result<(usize, Line)> {
-        self.console
-            .wait(from, patience, |line| line.contains(text))
-            .ok_or_else(|| self.failed(&format!("no {text:?} on the console within {} s", patience.as_secs())))
+        self.console.wait(from, patience, |line| line.contains(text)).ok_or_else(|| {
+            self.failed(&format!("no {text:?} on the console within {} s", patience.as_secs()))
+        })
     }
 
     /// Waits for the next boot whose system comes up with an agent.
@@ -262,6 +259,19 @@ impl Drop for Machine {
             let _ = run.child.wait();
         }
     }
+}
+
+/// The folder of what machines said and how long tests took: `target/vm-logs`, or what `FLIPSIDE_VM_LOGS` says.
+///
+/// # Errors
+/// Where it cannot be made.
+pub fn logs() -> Result<PathBuf> {
+    let folder = match std::env::var_os("FLIPSIDE_VM_LOGS") {
+        Some(folder) => PathBuf::from(folder),
+        None => workspace().join("target/vm-logs"),
+    };
+    std::fs::create_dir_all(&folder)?;
+    Ok(folder)
 }
 
 /// The first connection to a socket.

@@ -2,12 +2,14 @@
 
 use super::agent::Boot;
 use super::guest::{BOOT_SIZE, Flaw, Guest, ROOT_SIZE, Spec, garbage, write_state};
-use super::machine::{Hardware, Machine};
+use super::machine::{Hardware, Machine, logs};
 use crate::world::{Release, World, path};
 use anyhow::{Context as _, Result};
 use protocol::id::NodeId;
 use protocol::status::Status;
 use serde_json::Value;
+use std::fs::File;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -23,6 +25,8 @@ pub const LOADER_VARIABLE: &str = "FLIPSIDE_BOOT_SELECT";
 pub struct Settings {
     /// Boots that a release is given.
     pub tries: u8,
+    /// The reboot strategy.
+    pub strategy: &'static str,
     /// The most to fetch, in bytes per second; 0 is no limit.
     pub rate_limit: u64,
     /// Bytes that differ from release to release.
@@ -33,7 +37,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { tries: 2, rate_limit: 0, data: 4 << 20, sector_size: 512 }
+        Self { tries: 2, strategy: "immediate", rate_limit: 0, data: 4 << 20, sector_size: 512 }
     }
 }
 
@@ -47,14 +51,26 @@ pub struct Site {
     config: String,
     settings: Settings,
     began: Instant,
+    times: File,
 }
 
 impl Site {
-    /// A site; `name` names the test in the logs.
+    /// A site; `name` names the test in the logs. Nothing where nobody built a loader, so that tests of other things
+    /// do not need QEMU, a cross compiler and a kernel.
     ///
     /// # Errors
-    /// Where a program is missing or fails.
-    pub fn new(name: &str, settings: Settings) -> Result<Self> {
+    /// Where a program is missing or fails; where tests have to be complete, also where nobody built a loader.
+    pub fn new(name: &str, settings: Settings) -> Result<Option<Self>> {
+        if std::env::var_os(LOADER_VARIABLE).is_none() {
+            let complete = std::env::var_os("FLIPSIDE_TESTS_COMPLETE").is_some_and(|value| value == "yes");
+            anyhow::ensure!(!complete, "{LOADER_VARIABLE} is not set");
+            eprintln!("not run: {LOADER_VARIABLE} is not set; tests/run sets it");
+            return Ok(None);
+        }
+        Self::make(name, settings).map(Some)
+    }
+
+    fn make(name: &str, settings: Settings) -> Result<Self> {
         let began = Instant::now();
         let world = World::new()?;
         let guest = Guest::new(&world.programs.update_engine, &world.programs.updatectl)?;
@@ -62,18 +78,21 @@ impl Site {
         let config = format!(
             "[server]\nurl = \"http://10.0.2.2:{port}\"\n\n[identity]\nchannel = \"{CHANNEL}\"\n\n\
              [state]\ndir = \"/state/update-engine\"\n\n[disk]\ndevice = \"/dev/vda\"\n\n\
-             [reboot]\nstrategy = \"immediate\"\ncommand = [\"/bin/reboot-now\"]\n\n\
+             [reboot]\nstrategy = \"{}\"\ncommand = [\"/bin/reboot-now\"]\n\n\
              [policy]\npoll_interval_s = 10\npoll_jitter_s = 0\nfirst_check_s = 1\nbackoff_first_s = 2\n\
              tries = {}\n\n[download]\nrate_limit_bytes_per_s = {}\n\n[health]\ndeadline_s = 120\n",
-            settings.tries, settings.rate_limit
+            settings.strategy, settings.tries, settings.rate_limit
         );
-        Ok(Self { world, name: name.to_owned(), guest, config, settings, began })
+        let times = File::create(logs()?.join(format!("{name}.times")))?;
+        Ok(Self { world, name: name.to_owned(), guest, config, settings, began, times })
     }
 
-    /// Seconds since the site was made.
-    #[must_use]
-    pub fn seconds(&self) -> f64 {
-        self.began.elapsed().as_secs_f64()
+    /// Puts a program into all images made from now on.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn add_program(&mut self, program: &Path) -> Result<()> {
+        self.guest.add_program(program)
     }
 
     /// Makes the images of a version: its root file system and its boot image.
@@ -95,7 +114,8 @@ impl Site {
         std::fs::write(&initrd, self.guest.initrd(flaw)?)?;
         let kernel = self.guest.kernel();
         let command_line = Guest::command_line(version);
-        let mut arguments = vec!["boot-image", "build", "--kernel", path(&kernel)?, "--initrd", path(&initrd)?];
+        let mut arguments =
+            vec!["boot-image", "build", "--kernel", path(&kernel)?, "--initrd", path(&initrd)?];
         arguments.extend(["--cmdline", &command_line, "--size", BOOT_SIZE, "--out", path(&boot)?]);
         self.world.image_tools(&arguments)?.ok()?;
         Ok((root, boot))
@@ -132,9 +152,12 @@ impl Site {
         Machine::new(&self.name, &folder, hardware)
     }
 
-    /// Prints how long the test took so far, for the log of a run.
+    /// Notes what was reached after how long: on stdout, and in `target/vm-logs/NAME.times`.
     pub fn report(&self, what: &str) {
-        println!("vm {}: {what} at {:.1} s", self.name, self.seconds());
+        let line = format!("vm {}: {what} at {:.1} s", self.name, self.began.elapsed().as_secs_f64());
+        println!("{line}");
+        // Where this cannot be written the test is no less right.
+        let _ = writeln!(&self.times, "{line}");
     }
 
     /// What the server knows of the only node.
@@ -151,15 +174,9 @@ impl Site {
 }
 
 fn loader() -> Result<PathBuf> {
-    let path = match std::env::var_os(LOADER_VARIABLE) {
-        Some(path) => PathBuf::from(path),
-        None => crate::programs::workspace().join("target/boot-select/boot-select.efi"),
-    };
-    anyhow::ensure!(
-        path.is_file(),
-        "{} is not there: run image-tools/boot-select/build",
-        path.display()
-    );
+    let path = std::env::var_os(LOADER_VARIABLE).map(PathBuf::from);
+    let path = path.with_context(|| format!("{LOADER_VARIABLE} is not set"))?;
+    anyhow::ensure!(path.is_file(), "{} is not there: run image-tools/boot-select/build", path.display());
     Ok(path)
 }
 
@@ -201,7 +218,10 @@ impl Machine {
         let boot = self.wait_boot(patience)?;
         anyhow::ensure!(boot.version == version, "expected {version} to boot, found {boot:?}");
         let status = self.wait_status(patience, |status| {
-            status.booted.as_ref().is_some_and(|booted| booted.confirmed && booted.version.as_str() == version)
+            status
+                .booted
+                .as_ref()
+                .is_some_and(|booted| booted.confirmed && booted.version.as_str() == version)
         })?;
         Ok((boot, status))
     }
