@@ -263,7 +263,7 @@ impl Bench {
     /// Everything but the headers and entries of the two copies is as it was.
     pub(crate) fn assert_only_the_table_differs(&self, before: &[u8]) {
         let sector = self.disk.sector_size as usize;
-        let end = SECTORS as usize * sector;
+        let end = usize::try_from(SECTORS).unwrap() * sector;
         let (first, last) = (2 * sector + 16384, end - sector - 16384);
         let image = &self.disk.image;
         assert!(image[..sector] == before[..sector], "the first sector");
@@ -287,7 +287,7 @@ fn crc32(bytes: &[u8]) -> u32 {
 pub(crate) fn image(sector_size: u32, sectors: u64, a: Attributes, b: Attributes) -> Vec<u8> {
     let size = if sector_size == 4096 { LogicalBlockSize::Lb4096 } else { LogicalBlockSize::Lb512 };
     let len = usize::try_from(sectors * u64::from(sector_size)).unwrap();
-    let mut image: Vec<u8> = (0..len).map(|at| (at / 7 % 251) as u8).collect();
+    let mut image: Vec<u8> = (0_u8..251).cycle().take(len).collect();
     image[..512].fill(0);
     let mut cursor = Cursor::new(&mut image);
     gpt::mbr::ProtectiveMBR::with_lb_size(u32::try_from(sectors).unwrap() - 1)
