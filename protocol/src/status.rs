@@ -181,6 +181,12 @@ pub fn one_line(text: &str) -> String {
     line
 }
 
+/// As [`one_line`], with its lines kept.
+#[must_use]
+pub fn lines(text: &str) -> String {
+    text.lines().map(one_line).collect::<Vec<_>>().join("\n")
+}
+
 /// The exit codes of every command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
@@ -221,12 +227,13 @@ impl From<Exit> for std::process::ExitCode {
 
 #[cfg(test)]
 mod tests {
-    use super::one_line;
+    use super::{lines, one_line};
 
     #[test]
     fn a_terminal_is_not_told_what_to_do() {
         assert_eq!(one_line("plain \u{e9}\u{1f600}"), "plain \u{e9}\u{1f600}");
         assert_eq!(one_line("a\nb\tc"), "a b c");
+        assert_eq!(lines("a\r\n\u{1b}[2Jb\tc\n\nd\n"), "a\n\\u{1b}[2Jb c\n\nd");
         assert_eq!(one_line("\u{1b}[31mred\u{7}\r\u{9b}"), "\\u{1b}[31mred\\u{7}\\r\\u{9b}");
     }
 }

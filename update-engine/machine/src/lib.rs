@@ -32,7 +32,8 @@ pub use policy::{Policy, Strategy, Window};
 pub use projection::{Identity, status};
 pub use queue::EventQueue;
 pub use record::{
-    Attempt, Content, Flip, Intent, LastBoot, PerSlot, Purpose, Record, Refusal, Release, RolledBack,
+    Attempt, Content, Flip, Intent, LastBoot, PerSlot, PostConfirm, Preparation, Purpose, Record, Refusal,
+    Release, RolledBack,
 };
 pub use state::{State, Waiting};
 pub use step::step;

@@ -2,9 +2,10 @@
 
 use crate::effect::Operation;
 use crate::record::Flip;
-use crate::state::{State, Waiting};
+use crate::state::{Run, State, Waiting};
 use protocol::id::{Channel, Group};
 use protocol::status::{BootedSlot, OtherSlot, SCHEMA, StagedRelease, StateName, Status};
+use protocol::version::Version;
 
 /// What the status says about the node that the machine need not know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,14 +59,23 @@ fn name(state: &State) -> (StateName, String) {
     let run = &state.run;
     let note = || run.note.clone();
     match &run.operation {
+        Some(Operation::PrepareReboot { version, .. }) => (StateName::Waiting, preparing(run, version)),
+        Some(Operation::PostConfirm { version }) => {
+            (StateName::Confirming, format!("hook: post-confirm hooks after {version} was confirmed"))
+        }
         Some(operation) => (of_operation(operation), note()),
         None => match &run.waiting {
-            Some(Waiting::Window(reason)) => (StateName::Waiting, format!("window: {reason}")),
-            Some(Waiting::Permit(reason)) => (StateName::Waiting, format!("permit: {reason}")),
-            Some(Waiting::Inhibitor(reason)) => (StateName::Waiting, format!("inhibitor: {reason}")),
-            Some(Waiting::Hook(reason)) => (StateName::Waiting, format!("hook: {reason}")),
+            Some(waiting) => (StateName::Waiting, waiting.to_string()),
             None => resting(state),
         },
+    }
+}
+
+/// What a preparation that runs does; where it only looks whether something still holds the reboot, that thing.
+fn preparing(run: &Run, version: &Version) -> String {
+    match &run.hold {
+        Some(hold) => Waiting::from(hold).to_string(),
+        None => format!("hook: the node is made ready for the reboot into {version}"),
     }
 }
 

@@ -40,6 +40,12 @@ pub struct Record {
     pub rolled_back: Option<RolledBack>,
     /// The reboot permit that the node holds, by its name.
     pub permit: Option<String>,
+    /// The reboot that is being prepared, or was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preparation: Option<Preparation>,
+    /// The post-confirm hooks that are still to be run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub post_confirm: Option<PostConfirm>,
 }
 
 impl Default for Record {
@@ -57,6 +63,8 @@ impl Default for Record {
             refusal: None,
             rolled_back: None,
             permit: None,
+            preparation: None,
+            post_confirm: None,
         }
     }
 }
@@ -225,4 +233,28 @@ pub struct RolledBack {
     pub reason: String,
     /// When that was found.
     pub at: Timestamp,
+}
+
+/// A reboot that is being prepared: void in another boot, and for another version.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Preparation {
+    /// The version to reboot into.
+    pub version: Version,
+    /// The boot in which it is prepared.
+    pub boot_id: BootId,
+    /// The pre-reboot hooks ran and did not fail.
+    pub hooks_done: bool,
+    /// Seconds for which inhibitors and sessions were respected so far.
+    pub held_s: u32,
+    /// When one of them was last found to hold the reboot.
+    pub held_at: Option<Timestamp>,
+}
+
+/// Post-confirm hooks that are still to be run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PostConfirm {
+    /// The version that was confirmed.
+    pub version: Version,
+    /// How often they were started.
+    pub started: u32,
 }

@@ -1,12 +1,13 @@
 //! Steps 5 to 12: the whole state: policy, durable record, and what is known only while the engine runs.
 
 use crate::effect::Operation;
-use crate::event::{Facts, Mode, Offer};
+use crate::event::{Facts, Hold, HoldKind, Mode, Offer};
 use crate::policy::Policy;
 use crate::record::{Content, Record, Release};
 use jiff::Timestamp;
 use protocol::status::{Exit, Progress};
 use protocol::version::Version;
+use std::fmt;
 
 /// The machine's state. Made from a policy and the saved record, changed only by [`crate::step`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,6 +101,30 @@ pub enum Waiting {
     Hook(String),
 }
 
+impl fmt::Display for Waiting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Window(reason) => write!(f, "window: {reason}"),
+            Self::Permit(reason) => write!(f, "permit: {reason}"),
+            Self::Inhibitor(reason) => write!(f, "inhibitor: {reason}"),
+            Self::Hook(reason) => write!(f, "hook: {reason}"),
+        }
+    }
+}
+
+impl From<&Hold> for Waiting {
+    fn from(hold: &Hold) -> Self {
+        let detail = hold.detail.clone();
+        match hold.kind {
+            HoldKind::Hook => Self::Hook(detail),
+            HoldKind::Session if !detail.starts_with("session") => {
+                Self::Inhibitor(format!("session {detail}"))
+            }
+            HoldKind::Inhibitor | HoldKind::Session | HoldKind::Stopped => Self::Inhibitor(detail),
+        }
+    }
+}
+
 /// What is known only while the engine runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Run {
@@ -130,6 +155,17 @@ pub(crate) struct Run {
     pub(crate) permit_at: Option<Timestamp>,
     pub(crate) permit_note: String,
     pub(crate) permit_checked: bool,
+    /// When the preparation of [`Record::preparation`] found nothing that holds the reboot.
+    pub(crate) prepared_at: Option<Timestamp>,
+    /// What held it when it was last looked.
+    pub(crate) hold: Option<Hold>,
+    pub(crate) hold_until: Option<Timestamp>,
+    pub(crate) post_confirm_at: Option<Timestamp>,
+    /// Why the node does not want an update now, until the next check.
+    pub(crate) install_held: Option<String>,
+    pub(crate) not_yet: u32,
+    /// What is known of the boots before this one.
+    pub(crate) previous: String,
     pub(crate) reboot_at: Option<Timestamp>,
     pub(crate) reboot_note: String,
     pub(crate) reboot_requested: bool,

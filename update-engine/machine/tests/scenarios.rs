@@ -369,6 +369,7 @@ fn an_unconfirmed_release_is_judged_before_anything_else_and_its_fallback_kept()
     world.finish(End::Well).unwrap();
     assert_eq!(world.operation(), Some(Operation::MarkGood { slot: Slot::B }));
     world.finish(End::DoneButKilled).unwrap();
+    world.finish(End::Well).unwrap();
     assert!(check::confirmed_on(&world, 1), "marked good and cut off: the next start records it");
 }
 

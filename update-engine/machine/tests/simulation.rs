@@ -5,7 +5,7 @@
 
 mod world;
 
-use machine::{Clear, Command, FailureKind, Mode, Policy, Strategy as Reboots, Window};
+use machine::{Clear, Command, FailureKind, HoldKind, Mode, Policy, Strategy as Reboots, Window};
 use proptest::prelude::*;
 use proptest::test_runner::{
     Config, FileFailurePersistence, RngAlgorithm, TestCaseError, TestRng, TestRunner,
@@ -33,6 +33,7 @@ fn kinds() -> impl Strategy<Value = FailureKind> {
         FailureKind::Release,
         FailureKind::Node,
         FailureKind::Refused,
+        FailureKind::Held,
         FailureKind::Cancelled,
     ])
 }
@@ -55,6 +56,7 @@ fn commands() -> impl Strategy<Value = Command> {
         Command::Check,
         Command::Update { force_retry: false },
         Command::Update { force_retry: true },
+        Command::Cancel,
         Command::Cancel,
         Command::Rollback,
         Command::Rollback,
@@ -80,7 +82,12 @@ fn actions() -> impl Strategy<Value = Action> {
         2 => prop::bool::weighted(0.7).prop_map(Action::Online),
         2 => prop::bool::weighted(0.7).prop_map(Action::Lock),
         1 => Just(Action::PermitTaken),
+        4 => prop::option::weighted(0.6, holds()).prop_map(Action::Holds),
     ]
+}
+
+fn holds() -> impl Strategy<Value = HoldKind> {
+    prop::sample::select(vec![HoldKind::Hook, HoldKind::Inhibitor, HoldKind::Session])
 }
 
 const BAD: [Quality; 5] =
@@ -193,15 +200,17 @@ fn the_lives_reach_everything() {
         })
         .unwrap();
     let operations = "Probe Check Preflight Invalidate Install ReadBack Activate Revert Deactivate Restore MarkGood \
-                      Condemn RunHealth AcquirePermit RecheckPermit ReleasePermit Reboot";
+                      Condemn RunHealth AcquirePermit RecheckPermit ReleasePermit PrepareReboot Reboot PostConfirm";
     let effects = "Save Discard Abort Reply Report Finish-Done Finish-Failed Finish-NothingToDo Finish-Deferred \
                    Finish-Refused";
     let states =
         "idle checking available downloading verifying staged waiting rebooting confirming rolled-back error";
-    let events = "DownloadStarted Staged Activated Rebooting Confirmed RolledBack Failed Refused";
+    let events = "DownloadStarted Staged Activated Rebooting Confirmed RolledBack Failed Refused HookFailed";
     let wanted = operations.split(' ').chain(effects.split(' ')).map(ToOwned::to_owned);
     let wanted = wanted.chain(states.split(' ').map(|state| format!("state {state}")));
     let wanted = wanted.chain(events.split(' ').map(|event| format!("event {event}")));
+    let wanted =
+        wanted.chain(["held by Hook", "held by Inhibitor", "held by Session"].map(ToOwned::to_owned));
     let missing: Vec<_> = wanted.filter(|wanted| !reached.contains(wanted)).collect();
     assert!(missing.is_empty(), "never reached: {missing:?}");
 }
@@ -239,4 +248,8 @@ mutations! {
     notices_no_condemn: NoCondemn,
     notices_events_unsaved: EventsUnsaved,
     notices_no_deactivate: NoDeactivate,
+    notices_no_prepare: NoPrepare,
+    notices_hooks_assumed: HooksAssumed,
+    notices_post_confirm_lost: PostConfirmLost,
+    notices_evidence_lost: EvidenceLost,
 }

@@ -1,6 +1,7 @@
 //! Steps 8 to 10, flip, permit, reboot: when the next boot is switched, and who reboots when.
 
 use super::Turn;
+use super::prepare::Leave;
 use super::schedule::{Opening, opening};
 use crate::effect::Operation;
 use crate::event::{Failure, Permit};
@@ -11,16 +12,6 @@ use protocol::slot::Slot;
 use protocol::status::Exit;
 use protocol::version::Version;
 use protocol::wire::EventKind;
-
-/// Whether the permit allows to go on.
-enum Leave {
-    /// It does, or none is needed.
-    Granted,
-    /// This operation must run first.
-    Ask(Operation),
-    /// Not now.
-    Wait,
-}
 
 impl Turn {
     /// A staged release: activated at once, or under the permit.
@@ -89,6 +80,7 @@ impl Turn {
         Some(())
     }
 
+    /// Under the lock: the permit, then the node made ready, then the permit checked again.
     fn leave(&mut self, version: &Version) -> Leave {
         if self.state.policy.strategy != Strategy::Lock {
             return Leave::Granted;
@@ -101,6 +93,13 @@ impl Turn {
         }
         if self.state.record.permit.is_none() {
             return Leave::Ask(Operation::AcquirePermit { version: version.clone() });
+        }
+        // Without a reboot there is nothing to make ready for.
+        if self.state.run.facts.as_ref().is_some_and(|facts| facts.reboot_allowed) {
+            match self.prepared(version) {
+                Leave::Granted => {}
+                not_yet => return not_yet,
+            }
         }
         if self.state.run.permit_checked { Leave::Granted } else { Leave::Ask(Operation::RecheckPermit) }
     }
@@ -136,6 +135,9 @@ impl Turn {
     pub(super) fn permit_lost(&mut self, reason: &str) {
         self.state.record.permit = None;
         self.wait_for_permit(reason);
+        if matches!(self.state.run.operation, Some(Operation::PrepareReboot { .. })) {
+            self.abandon_operation();
+        }
         if self.state.policy.strategy != Strategy::Lock || self.state.run.reboot_requested {
             return;
         }
@@ -165,19 +167,29 @@ impl Turn {
         self.verdict(Exit::Done);
     }
 
-    /// The reboot, where something waits for it and the strategy, the window and the permit agree.
+    /// The reboot, where something waits for it and the strategy, the window, the permit and the node agree.
     pub(super) fn decide_reboot(&mut self) -> Option<Operation> {
         let facts = self.state.run.facts.as_ref()?;
         let allowed = facts.reboot_allowed;
+        let wanted = self.state.run.reboot_wanted;
         let Some(intent) = &self.state.record.intent else {
-            let wanted = std::mem::take(&mut self.state.run.reboot_wanted);
-            return if wanted && allowed { Some(Operation::Reboot) } else { self.decide_release() };
+            if !wanted || !allowed {
+                self.state.run.reboot_wanted = false;
+                return self.decide_release();
+            }
+            // What holds an update that is staged would hold this as well.
+            if self.state.run.hold_until.is_some() && self.state.run.waiting.is_some() {
+                return None;
+            }
+            let version = self.state.running_version()?.clone();
+            let ready = self.prepared(&version);
+            return self.reboot_if(ready);
         };
         if intent.flip != Flip::Activated || !allowed {
             return None;
         }
         let version = intent.content.version.clone();
-        if !std::mem::take(&mut self.state.run.reboot_wanted) {
+        if !wanted {
             if let Some(at) = self.state.run.reboot_at
                 && self.wait_until(at)
             {
@@ -188,13 +200,23 @@ impl Turn {
                 Strategy::Off => return None,
                 Strategy::Immediate => {}
                 Strategy::Window => self.wait_for_window()?,
-                Strategy::Lock => match self.leave(&version) {
-                    Leave::Granted => {}
-                    Leave::Ask(operation) => return Some(operation),
-                    Leave::Wait => return None,
-                },
+                Strategy::Lock => {
+                    let ready = self.leave(&version);
+                    return self.reboot_if(ready);
+                }
             }
         }
+        let ready = self.prepared(&version);
+        self.reboot_if(ready)
+    }
+
+    fn reboot_if(&mut self, ready: Leave) -> Option<Operation> {
+        match ready {
+            Leave::Granted => {}
+            Leave::Ask(operation) => return Some(operation),
+            Leave::Wait => return None,
+        }
+        self.state.run.reboot_wanted = false;
         self.announce_reboot();
         Some(Operation::Reboot)
     }
@@ -218,6 +240,8 @@ impl Turn {
             }
             Opening::Never => "no window is configured".to_owned(),
         };
+        // By the next window the node may have been put to work again.
+        self.forget_preparation();
         if self.state.run.verdict == Some(Exit::NothingToDo) {
             self.verdict(Exit::Deferred);
         }
@@ -228,7 +252,11 @@ impl Turn {
     /// The permit goes back once nothing needs it. After a failed release it stays held, so that its group halts.
     fn decide_release(&mut self) -> Option<Operation> {
         let record = &self.state.record;
-        if record.permit.is_none() || record.rolled_back.is_some() || self.state.run.update.is_some() {
+        // The node is back at work only when the post-confirm hooks have run.
+        let busy = self.state.run.update.is_some()
+            || self.state.run.rollback_wanted
+            || record.post_confirm.is_some();
+        if record.permit.is_none() || record.rolled_back.is_some() || busy {
             return None;
         }
         if let Some(at) = self.state.run.permit_at
@@ -276,6 +304,7 @@ impl Turn {
     pub(super) fn reboot_requested(&mut self, result: Result<(), Failure>) {
         self.state.run.reboot_at = Some(self.after(self.state.policy.reboot_retry_s.into()));
         self.state.run.permit_checked = false;
+        self.state.run.prepared_at = None;
         match result {
             Ok(()) => {
                 self.state.run.reboot_requested = true;

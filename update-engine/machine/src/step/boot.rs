@@ -19,6 +19,7 @@ impl Turn {
         }
         self.state.run.set_mode(start.mode);
         self.state.run.random = start.seed;
+        self.state.run.previous = start.previous;
         for attempt in self.state.record.attempts.iter_mut().filter(|attempt| attempt.open) {
             attempt.open = false;
             attempt.interrupted = attempt.interrupted.saturating_add(1);
@@ -44,6 +45,7 @@ impl Turn {
     fn reconcile(&mut self, facts: Facts) {
         self.state.run.judgement = Judgement::Pending;
         self.state.record.last_boot = Some(LastBoot { boot_id: facts.boot_id.clone(), slot: facts.slot });
+        self.state.record.preparation.take_if(|begun| begun.boot_id != facts.boot_id);
         if let Some(intent) = self.state.record.intent.take() {
             self.reconcile_flip(intent, &facts);
         }
@@ -108,13 +110,14 @@ impl Turn {
             intent.content.version, intent.target
         );
         self.note_content(intent);
-        self.condemn(intent.target, &reason);
+        let seen = self.state.run.previous.clone();
+        self.condemn(intent.target, &reason, &seen);
         self.note(reason);
         self.verdict(Exit::Done);
     }
 
     /// Records that what this slot holds failed here. The quarantine is durable before its attributes change.
-    pub(super) fn condemn(&mut self, slot: Slot, reason: &str) {
+    pub(super) fn condemn(&mut self, slot: Slot, reason: &str, seen: &str) {
         let Some(content) = self.state.record.slots.get_mut(slot) else { return };
         content.condemned = true;
         let content = content.clone();
@@ -128,7 +131,7 @@ impl Turn {
             reason: self.cut(reason),
             at: self.now,
         });
-        self.tell(EventKind::RolledBack, Some(&content.version), content.digest, reason);
+        self.tell_with(EventKind::RolledBack, Some(&content.version), content.digest, reason, seen);
     }
 
     pub(super) fn quarantine(&mut self, content: &Content, reason: &str) {

@@ -34,6 +34,7 @@ impl Turn {
 
     pub(super) fn checked(&mut self, result: Result<Checked, Failure>, abandoned: bool) {
         self.state.run.checked = true;
+        self.state.run.install_held = None;
         if abandoned {
             self.schedule_check(None);
             return;
@@ -53,6 +54,10 @@ impl Turn {
     }
 
     fn check_failed(&mut self, failure: &Failure) {
+        if failure.kind == FailureKind::Cancelled {
+            // The engine is stopped in the middle of it.
+            return self.schedule_check(None);
+        }
         self.state.run.error = Some(self.cut(&failure.detail));
         match failure.kind {
             FailureKind::Refused => {
@@ -184,6 +189,7 @@ impl Turn {
         } else {
             self.drop_update();
         }
+        self.forget_preparation();
         self.note(format!("{} was withdrawn from the channel", pending.version));
         true
     }

@@ -41,10 +41,7 @@ impl Turn {
         match health {
             Health::Passed => self.state.run.judgement = Judgement::Passed,
             Health::Failed(evidence) => self.confirmation_failed(&evidence),
-            Health::NotYet(why) => {
-                self.note(format!("the running release is not confirmed yet: {why}"));
-                self.judge_again();
-            }
+            Health::NotYet(why) => self.not_judged_yet(&why),
             Health::Unknown(why) => {
                 self.state.run.unknown_judgements += 1;
                 let detail = format!("the health of the running release could not be judged: {why}");
@@ -57,17 +54,27 @@ impl Turn {
         }
     }
 
+    /// Nothing is known against the running release: it is judged again soon, then less often.
+    fn not_judged_yet(&mut self, why: &str) {
+        self.state.run.not_yet = self.state.run.not_yet.saturating_add(1);
+        let wait = self.backoff(self.state.run.not_yet).min(self.state.policy.rejudge_s.into());
+        self.state.run.judgement = Judgement::Again(self.after(wait));
+        self.state.run.error = None;
+        self.note(format!("the running release is not confirmed yet: {why}"));
+        self.verdict(Exit::Deferred);
+    }
+
     /// The running release is not to stay. With a slot to go back to, the quarantine is recorded here and the rest
     /// follows from it; without one the node keeps running what it has.
     pub(super) fn confirmation_failed(&mut self, evidence: &Evidence) {
-        let evidence = &evidence.summary;
+        let Evidence { summary: evidence, log: seen } = evidence;
         let Some((running, other, _, other_is)) = self.slots() else { return };
         self.state.run.unknown_judgements = 0;
         self.judge_again();
         let version = self.state.running_version().map(ToString::to_string).unwrap_or_default();
         if other_is.bootable() && !self.state.record.condemned(other) {
             let reason = format!("{version} booted in slot {running} and was not confirmed: {evidence}");
-            self.condemn(running, &reason);
+            self.condemn(running, &reason, seen);
             self.state.record.intent = None;
             self.fail(&reason);
             self.note(format!("going back to slot {other}"));
@@ -77,7 +84,8 @@ impl Turn {
         if self.state.run.error.as_deref() != Some(reason.as_str()) {
             let content = self.state.record.slots.get(running).clone();
             let digest = content.as_ref().and_then(|content| content.digest);
-            self.tell(EventKind::Failed, content.as_ref().map(|content| &content.version), digest, &reason);
+            let version = content.as_ref().map(|content| &content.version);
+            self.tell_with(EventKind::Failed, version, digest, &reason, seen);
         }
         self.fail(&reason);
     }
@@ -119,6 +127,7 @@ impl Turn {
         } else {
             self.state.record.rolled_back = None;
         }
+        self.owe_post_confirm(&content.version);
         self.tell(EventKind::Confirmed, Some(&content.version), content.digest, "");
         self.note(format!("{} is confirmed in slot {running}", content.version));
         self.verdict(Exit::Done);
@@ -140,5 +149,6 @@ impl Turn {
         self.state.run.reboot_requested = false;
         self.state.run.reboot_announced = false;
         self.state.run.permit_checked = false;
+        self.state.run.prepared_at = None;
     }
 }

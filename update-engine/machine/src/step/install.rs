@@ -108,7 +108,12 @@ impl Turn {
             return;
         };
         self.drop_update();
-        self.fail(&failure.detail);
+        match failure.kind {
+            FailureKind::Held => return self.install_held(failure),
+            // Nothing is wrong: somebody wanted it to stop.
+            FailureKind::Cancelled => self.verdict(Exit::Failed),
+            _ => self.fail(&failure.detail),
+        }
         match failure.kind {
             FailureKind::Network | FailureKind::Held => self.schedule_retry(failure.retry_after_s),
             FailureKind::Cancelled => self.schedule_check(None),
@@ -129,6 +134,13 @@ impl Turn {
                 }
             }
         }
+    }
+
+    /// The node does not want an update now: it is asked again, after a wait that grows, and nothing counts.
+    fn install_held(&mut self, failure: &Failure) {
+        self.state.run.install_held = Some(self.cut(&failure.detail));
+        self.schedule_retry(failure.retry_after_s);
+        self.verdict(Exit::Deferred);
     }
 
     /// Notes that an attempt is under way, so that one which is cut off is noticed.

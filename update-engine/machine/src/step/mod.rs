@@ -6,13 +6,14 @@ mod check;
 mod confirm;
 mod install;
 mod operator;
+mod prepare;
 mod schedule;
 
 use crate::effect::{Effect, Operation, Outcome, Reply};
 use crate::event::{Event, Failure, FailureKind, Permit};
 use crate::queue::About;
 use crate::record::{PerSlot, Release};
-use crate::state::{LastBatch, Stage, State};
+use crate::state::{LastBatch, Stage, State, Waiting};
 use jiff::Timestamp;
 use protocol::digest::Sha256;
 use protocol::slot::{Attributes, Slot};
@@ -80,7 +81,13 @@ impl Turn {
             Event::ReadBack(result) => self.read_back(result, abandoned),
             Event::HealthJudged(health) => self.judged(health, abandoned),
             Event::Permit(permit) => self.permit(operation, permit, abandoned),
+            Event::RebootPrepared(result) => self.reboot_prepared(result, abandoned),
             Event::RebootRequested(result) => self.reboot_requested(result),
+            Event::PostConfirmed(result) => {
+                if let Operation::PostConfirm { version } = operation {
+                    self.post_confirmed(version, result);
+                }
+            }
             _ => {}
         }
     }
@@ -193,8 +200,21 @@ impl Turn {
 
     /// Queues an event for the server.
     fn tell(&mut self, kind: EventKind, version: Option<&Version>, release: Option<Sha256>, detail: &str) {
-        let about = About { kind, version, release, detail: self.cut(detail) };
-        self.state.record.events.push(self.now, about, self.state.policy.events_max);
+        self.tell_with(kind, version, release, detail, "");
+    }
+
+    /// Queues an event for the server, with what was seen of a failure.
+    fn tell_with(
+        &mut self,
+        kind: EventKind,
+        version: Option<&Version>,
+        release: Option<Sha256>,
+        detail: &str,
+        evidence: &str,
+    ) {
+        let evidence = bounded_lines(evidence, self.state.policy.evidence_max);
+        let about = About { kind, version, release, detail: self.cut(detail), evidence };
+        self.state.record.events.push(self.now, about, &self.state.policy);
     }
 
     fn tell_release(&mut self, kind: EventKind, release: &Release, detail: &str) {
@@ -238,6 +258,9 @@ impl Turn {
         if self.reboot_settling() {
             return None;
         }
+        if let Some(operation) = self.decide_post_confirm() {
+            return Some(operation);
+        }
         if let Some(operation) = self.decide_update(other) {
             return Some(operation);
         }
@@ -246,7 +269,12 @@ impl Turn {
         let check = |turn: &mut Self| turn.decide_check();
         let reboot = |turn: &mut Self| turn.decide_reboot();
         let first = if check_first { check(self) } else { reboot(self) };
-        first.or_else(|| if check_first { reboot(self) } else { check(self) })
+        let next = first.or_else(|| if check_first { reboot(self) } else { check(self) });
+        let run = &mut self.state.run;
+        if next.is_none() && run.waiting.is_none() {
+            run.waiting = run.install_held.clone().map(Waiting::Hook);
+        }
+        next
     }
 
     /// Composes the batch: save, then what stands beside, then the report, then what runs next.
@@ -331,6 +359,26 @@ const fn is_answer(event: &Event) -> bool {
             | Event::SaveFailed(_)
             | Event::Reported(_)
     )
+}
+
+/// Lines of a bounded length: where there are too many bytes, the middle is left out. What comes first says what failed,
+/// what comes last is nearest to it.
+fn bounded_lines(text: &str, max: usize) -> String {
+    const CUT: &str = "\n[...]\n";
+    let text = protocol::status::lines(text);
+    if text.len() <= max {
+        return text;
+    }
+    let mut head = max / 4;
+    let mut tail = text.len() - max.saturating_sub(head + CUT.len());
+    while !text.is_char_boundary(head) {
+        head -= 1;
+    }
+    while !text.is_char_boundary(tail) {
+        tail += 1;
+    }
+    let whole = [text.get(..head), Some(CUT), text.get(tail..)].map(Option::unwrap_or_default).concat();
+    if whole.len() <= max { whole } else { String::new() }
 }
 
 const fn changes_table(operation: &Operation) -> bool {

@@ -76,7 +76,10 @@ impl Turn {
                 "the running release is being judged; `rollback` or `mark-good` decides",
             );
         }
-        let wanted = std::mem::take(&mut self.state.run.rollback_wanted);
+        let wanted = std::mem::take(&mut self.state.run.rollback_wanted)
+            | std::mem::take(&mut self.state.run.reboot_wanted)
+            | self.state.run.install_held.take().is_some();
+        self.forget_preparation();
         let busy = self.state.run.operation.clone();
         match busy {
             Some(Operation::Activate { .. } | Operation::Revert { .. }) => {
@@ -89,7 +92,8 @@ impl Turn {
                 | Operation::Install { .. }
                 | Operation::ReadBack { .. }
                 | Operation::AcquirePermit { .. }
-                | Operation::RecheckPermit,
+                | Operation::RecheckPermit
+                | Operation::PrepareReboot { .. },
             ) => self.abandon_operation(),
             Some(Operation::Invalidate { .. }) => self.state.run.abandoned = true,
             _ => {}
@@ -149,7 +153,8 @@ impl Turn {
         self.drop_update();
         self.state.run.rollback_wanted = true;
         self.state.run.permit_at = None;
-        if matches!(self.state.run.operation, Some(Operation::Check { .. })) {
+        if matches!(self.state.run.operation, Some(Operation::Check { .. } | Operation::PrepareReboot { .. }))
+        {
             self.abandon_operation();
         }
         self.reply(Outcome::Done, format!("the next boot will start slot {other}"));
@@ -213,6 +218,7 @@ impl Turn {
         }
         self.state.run.reboot_wanted = true;
         self.state.run.reboot_at = None;
+        self.state.run.hold_until = None;
         self.reply(Outcome::Done, "rebooting");
     }
 }

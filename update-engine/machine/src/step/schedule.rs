@@ -92,11 +92,12 @@ fn longest_wait(policy: &Policy) -> u64 {
         policy.rejudge_s,
         policy.permit_retry_s,
         policy.reboot_retry_s,
+        policy.hold_retry_s,
     ];
     others.into_iter().map(u64::from).fold(interval, u64::max)
 }
 
-fn later(at: Timestamp, seconds: u64) -> Timestamp {
+pub(super) fn later(at: Timestamp, seconds: u64) -> Timestamp {
     let span = Span::new().try_seconds(i64::try_from(seconds).unwrap_or(i64::MAX));
     span.and_then(|span| at.checked_add(span)).unwrap_or(Timestamp::MAX)
 }

@@ -5,6 +5,7 @@ use super::{Bytes, Outcome, Violation, World};
 use machine::{Clear, Command, Effect, Flip, Operation, Purpose, Record, Strategy};
 use protocol::slot::{Slot, select};
 use protocol::status::Exit;
+use protocol::version::Version;
 use protocol::wire;
 
 fn deny(text: impl Into<String>) -> Outcome {
@@ -91,6 +92,16 @@ pub fn operation(world: &World, operation: &Operation) -> Outcome {
             deny("another slot than the running one is confirmed")
         }
         Operation::Reboot => reboot(world),
+        Operation::PrepareReboot { version, hooks, force } => preparation(world, version, *hooks, *force),
+        Operation::PostConfirm { .. } if !world.table.get(running).successful() => {
+            deny("post-confirm hooks run for what is not confirmed")
+        }
+        Operation::PostConfirm { .. } if world.ledger.post_confirms >= world.policy.post_confirm_max => {
+            deny("the post-confirm hooks are run again and again")
+        }
+        Operation::Activate { release, .. } if world.policy.strategy == Strategy::Lock => {
+            made_ready(world, &release.version)
+        }
         Operation::Invalidate { target } => begun(world, *target),
         _ => Ok(()),
     }
@@ -103,11 +114,52 @@ fn reboot(world: &World) -> Outcome {
     if !world.reboot_allowed {
         return deny("a reboot that is not allowed");
     }
-    if way_back || by_strategy || world.ledger.reboot_asked {
+    if way_back {
+        return Ok(());
+    }
+    if !by_strategy && !world.ledger.reboot_asked {
+        return deny("a reboot nobody asked for");
+    }
+    let intended = world.record().intent.map(|intent| intent.content.version);
+    let running = &world.server.release(world.running()).version;
+    made_ready(world, intended.as_ref().unwrap_or(running))
+}
+
+/// What leads to a reboot was prepared for that reboot, by this process, a moment ago, and its hooks ran.
+fn made_ready(world: &World, version: &Version) -> Outcome {
+    if !world.reboot_allowed {
+        return Ok(());
+    }
+    if !world.ledger.drained.contains(&(world.boots, version.clone())) {
+        return deny(format!("the hooks before the reboot into {version} did not run, or failed"));
+    }
+    let prepared = world.process.as_ref().and_then(|process| process.prepared.as_ref());
+    let Some((_, at)) = prepared.filter(|(prepared, _)| prepared == version) else {
+        return deny(format!("the reboot into {version} was not prepared: {prepared:?}"));
+    };
+    let age = world.now.duration_since(*at).as_secs();
+    if (0..i64::from(world.policy.prepared_max_s)).contains(&age) {
         Ok(())
     } else {
-        deny("a reboot nobody asked for")
+        deny(format!("the preparation is {age} s old"))
     }
+}
+
+/// Hooks are left out only where they ran; what holds is forced only after it was respected.
+fn preparation(world: &World, version: &Version, hooks: bool, force: bool) -> Outcome {
+    if !world.reboot_allowed {
+        return deny("a reboot is prepared that is not allowed");
+    }
+    if !hooks && !world.ledger.drained.contains(&(world.boots, version.clone())) {
+        return deny(format!("the hooks before the reboot into {version} are left out, and never ran"));
+    }
+    // However the clock jumps, so many looks are needed; one pass after another is not bound to the interval.
+    let looks = world.policy.hold_max_s / (2 * world.policy.hold_retry_s);
+    let needed = if world.mode == machine::Mode::Once { 2 } else { looks };
+    if force && world.ledger.looks < needed {
+        return deny(format!("what holds is forced after {} looks", world.ledger.looks));
+    }
+    Ok(())
 }
 
 fn begun(world: &World, target: Slot) -> Outcome {
@@ -252,6 +304,55 @@ pub fn saved(world: &mut World, record: &Record) -> Outcome {
     if record.events.len() > world.policy.events_max {
         return deny("more events are kept than the bound allows");
     }
+    owed(world, record)?;
+    evidence(world, record)
+}
+
+/// The post-confirm hooks are owed from the confirmation on, until they ran or were cut off too often.
+fn owed(world: &mut World, record: &Record) -> Outcome {
+    let owed = record.post_confirm.as_ref();
+    let confirmations: Vec<_> =
+        record.events.iter().filter(|event| event.kind == wire::EventKind::Confirmed).collect();
+    if let Some(newest) = confirmations.last()
+        && world.ledger.confirmed.insert(newest.seq)
+    {
+        (world.ledger.post_confirms, world.ledger.deaths) = (0, 0);
+        if owed.map(|owed| Some(&owed.version)) != Some(newest.version.as_ref()) {
+            return deny("a confirmation is recorded and its hooks are not owed");
+        }
+        return Ok(());
+    }
+    let before = world.record().post_confirm;
+    let ran = world.ledger.post_confirms > 0 || world.ledger.deaths >= world.policy.post_confirm_max;
+    if before.is_some() && owed.is_none() && !ran {
+        return deny("the post-confirm hooks are forgotten before they ran");
+    }
+    Ok(())
+}
+
+/// Failures come with what was seen of them, and keep it until they were sent or too many came after them.
+fn evidence(world: &mut World, record: &Record) -> Outcome {
+    let kept = world.policy.evidence_kept;
+    let newest = record.events.iter().collect::<Vec<_>>();
+    let newer = |seq| newest.iter().filter(|event| event.seq > seq && !event.evidence.is_empty()).count();
+    for event in &newest {
+        let back = event.kind == wire::EventKind::RolledBack;
+        let seen = back && event.detail.contains("did not boot")
+            || back && event.detail.contains("service does not answer");
+        let expected = seen || world.ledger.evidence.contains_key(&event.seq);
+        if expected && event.evidence.is_empty() && newer(event.seq) < kept {
+            return deny(format!("event {} has no evidence: {}", event.seq, event.detail));
+        }
+        if !event.evidence.is_empty() {
+            let known = world.ledger.evidence.entry(event.seq).or_insert_with(|| event.evidence.clone());
+            if *known != event.evidence {
+                return deny(format!("the evidence of event {} changed", event.seq));
+            }
+        }
+    }
+    if newest.iter().filter(|event| !event.evidence.is_empty()).count() > kept {
+        return deny("more evidence is kept than the bound allows");
+    }
     Ok(())
 }
 
@@ -270,7 +371,9 @@ pub fn report(world: &World, events: &[wire::Event]) -> Outcome {
 pub fn store(world: &mut World, events: Vec<wire::Event>) -> Outcome {
     for event in events {
         let known = world.ledger.stored.entry(event.seq).or_insert_with(|| event.clone());
-        if *known != event {
+        // Between two reports its evidence may have made room for newer one.
+        let bare = |event: &wire::Event| wire::Event { evidence: String::new(), ..event.clone() };
+        if bare(known) != bare(&event) {
             return deny(format!("two events have the number {}: {known:?} and {event:?}", event.seq));
         }
     }
@@ -359,4 +462,6 @@ pub fn confirmed_on(world: &World, index: usize) -> bool {
         && record.intent.is_none()
         && record.newest_confirmed.as_ref() == Some(&world.server.release(index).version)
         && world.server.quality(index) == Quality::Good
+        && record.post_confirm.is_none()
+        && world.ledger.post_confirmed.contains(&world.server.release(index).version)
 }

@@ -10,8 +10,8 @@ pub mod server;
 
 use jiff::{Span, Timestamp};
 use machine::{
-    Command, Effect, Event, Facts, Failure, FailureKind, Mode, Operation, PerSlot, Permit, Policy, Record,
-    Start, State, Strategy, step,
+    Command, Effect, Event, Facts, Failure, FailureKind, HoldKind, Mode, Operation, PerSlot, Permit, Policy,
+    Record, Start, State, Strategy, step,
 };
 use protocol::digest::Sha256;
 use protocol::slot::{Attributes, Choice, Slot, select};
@@ -62,6 +62,14 @@ pub enum Mutation {
     EventsUnsaved,
     /// An undone flip is not undone.
     NoDeactivate,
+    /// Reboots are taken as prepared, and hooks as run, whatever holds.
+    NoPrepare,
+    /// That the pre-reboot hooks ran is put on record though they did not.
+    HooksAssumed,
+    /// What is owed after a confirmation is lost on the way to the disk.
+    PostConfirmLost,
+    /// Evidence is lost on the way to the disk.
+    EvidenceLost,
 }
 
 /// How an operation ends.
@@ -119,6 +127,8 @@ pub enum Action {
     Lock(bool),
     /// A held permit is taken away.
     PermitTaken,
+    /// From now on this holds every reboot, or nothing does.
+    Holds(Option<HoldKind>),
 }
 
 /// The part that a restart of the engine forgets.
@@ -130,6 +140,8 @@ struct Process {
     invalidated: Option<Slot>,
     report: Option<Vec<protocol::wire::Event>>,
     permit_checked: bool,
+    /// The reboot that was prepared, and when.
+    prepared: Option<(Version, Timestamp)>,
     /// The attributes when it started.
     table: PerSlot<Attributes>,
 }
@@ -156,6 +168,7 @@ pub struct World {
     save_fails: bool,
     lock_grants: bool,
     permit_held: bool,
+    holds: Option<HoldKind>,
     /// Ledger of what the invariants need to know.
     pub ledger: Ledger,
     seed: u64,
@@ -186,6 +199,20 @@ pub struct Ledger {
     pub reboot_asked: bool,
     /// Last quarantine made durable and not cleared since.
     pub quarantined: BTreeSet<Sha256>,
+    /// Reboots for which the hooks ran and did not fail: the boot in which, and the version to reboot into.
+    pub drained: BTreeSet<(u32, Version)>,
+    /// Looks that found an inhibitor or a session since the node last booted or a person gave up.
+    pub looks: u32,
+    /// Confirmations on record, by the number of their event.
+    pub confirmed: BTreeSet<u64>,
+    /// How often the post-confirm hooks ran, at least in part, since the last confirmation.
+    pub post_confirms: u32,
+    /// How often the engine was ended since the last confirmation.
+    pub deaths: u32,
+    /// Versions whose post-confirm hooks ran to their end.
+    pub post_confirmed: BTreeSet<Version>,
+    /// The evidence that was on record with an event.
+    pub evidence: BTreeMap<u64, String>,
 }
 
 impl Ledger {
@@ -229,6 +256,7 @@ impl World {
             save_fails: false,
             lock_grants: true,
             permit_held: false,
+            holds: None,
             ledger: Ledger { forced: BTreeSet::from([0]), ..Ledger::default() },
             seed: 1,
             reached: BTreeSet::new(),
@@ -292,10 +320,15 @@ impl World {
             invalidated: None,
             report: None,
             permit_checked: false,
+            prepared: None,
             table: self.table,
         });
         self.seed += 1;
-        let start = Start { facts: self.facts(), mode: self.mode, seed: self.seed, previous: String::new() };
+        self.ledger.deaths += 1;
+        let elsewhere = self.record().intent.is_some_and(|intent| intent.target != self.booted);
+        let previous =
+            if elsewhere { "boot -1: kernel panic\nat the console".to_owned() } else { String::new() };
+        let start = Start { facts: self.facts(), mode: self.mode, seed: self.seed, previous };
         self.deliver(Event::Start(start))
     }
 
@@ -335,6 +368,7 @@ impl World {
             self.booted = slot;
             self.boots += 1;
             self.ledger.reboot_asked = false;
+            self.ledger.looks = 0;
             return self.start();
         }
         Err(Violation("the loader never comes to an end".to_owned()))
@@ -423,6 +457,8 @@ impl World {
                 }
                 Effect::Run(operation) => {
                     check::operation(self, &operation)?;
+                    self.ledger.post_confirms +=
+                        u32::from(matches!(operation, Operation::PostConfirm { .. }));
                     let activates = matches!(operation, Operation::Activate { .. });
                     let process = self.process_mut();
                     process.taken = if activates { process.evidence.take() } else { None };
@@ -455,6 +491,17 @@ impl World {
             Some(Mutation::QuarantineLost) => record.quarantine.clear(),
             Some(Mutation::IntentLost) => record.intent = None,
             Some(Mutation::AttemptsLost) => record.attempts.clear(),
+            Some(Mutation::HooksAssumed) => {
+                record.preparation.iter_mut().for_each(|begun| begun.hooks_done = true);
+            }
+            Some(Mutation::PostConfirmLost) => record.post_confirm = None,
+            Some(Mutation::EvidenceLost) => {
+                let mut value = serde_json::to_value(&record).unwrap();
+                for event in value["events"]["pending"].as_array_mut().unwrap() {
+                    event.as_object_mut().unwrap().remove("evidence");
+                }
+                record = serde_json::from_value(value).unwrap();
+            }
             Some(Mutation::EventsUnsaved) if std::mem::take(&mut self.save_fails) => return Ok(()),
             _ => {}
         }
@@ -516,7 +563,14 @@ impl World {
             }
             Action::Operator(command) => {
                 check::operator(self, *command);
-                self.deliver(Event::Operator(*command))
+                let so_far = self.log.len();
+                self.deliver(Event::Operator(*command))?;
+                let accepted = |line: &String| line.contains("Reply") && !line.contains("outcome: Declined");
+                if *command == Command::Cancel && self.log[so_far..].iter().any(accepted) {
+                    self.ledger.drained.clear();
+                    self.ledger.looks = 0;
+                }
+                Ok(())
             }
             Action::Channel(number) => {
                 self.server.point(usize::from(*number));
@@ -534,6 +588,10 @@ impl World {
                 self.lock_grants = *grants;
                 Ok(())
             }
+            Action::Holds(kind) => {
+                self.holds = *kind;
+                Ok(())
+            }
             Action::PermitTaken => {
                 self.permit_held = false;
                 self.deliver(Event::Permit(Permit::Lost("an operator took it".to_owned())))
@@ -547,6 +605,8 @@ impl World {
         self.save_fails = false;
         self.server.online = true;
         self.lock_grants = true;
+        // Inhibitors and sessions may stay: they are respected for a bounded time.
+        self.holds.take_if(|kind| *kind == HoldKind::Hook);
         let nobody_reboots = self.policy.strategy == Strategy::Off || !self.reboot_allowed;
         let mut checks = 0;
         for _ in 0..600 {
@@ -573,6 +633,13 @@ impl World {
                 // One pass ended; the next begins, in the slot that a person rebooted into if there is one.
                 if self.exit.is_none() && self.reboot_allowed {
                     return Err(Violation("the engine waits for nothing".to_owned()));
+                }
+                let held = self.exit == Some(Exit::Deferred) && self.ledger.looks > 0;
+                if held && self.policy.strategy == Strategy::Lock {
+                    // A reboot would not help: nothing is activated before the hold is over.
+                    self.now = self.now.checked_add(Span::new().seconds(300)).unwrap();
+                    self.start()?;
+                    continue;
                 }
                 self.boot()?;
             }

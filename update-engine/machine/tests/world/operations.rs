@@ -2,9 +2,12 @@
 
 use super::server::Quality;
 use super::{Bytes, End, Mutation, Outcome, Violation, World, check};
-use machine::{Checked, Event, Failure, FailureKind, Health, Operation, PerSlot, Permit};
+use machine::{
+    Checked, Event, Evidence, Failure, FailureKind, Health, Hold, HoldKind, Operation, PerSlot, Permit,
+};
 use protocol::slot::{Attributes, Slot};
 use protocol::status::Progress;
+use protocol::version::Version;
 
 impl World {
     pub(super) fn perform(&mut self, operation: &Operation, end: End) -> Outcome {
@@ -64,9 +67,28 @@ impl World {
             Operation::ReadBack { .. } => Event::ReadBack(Err(failure)),
             Operation::RunHealth { .. } => {
                 // After several in a row this counts as a failure of the release.
+                if matches!(kind, FailureKind::Network | FailureKind::Cancelled) {
+                    return self.deliver(Event::HealthJudged(Health::NotYet(failure.detail)));
+                }
                 let index = self.running();
                 self.ledger.failed.insert(index);
                 Event::HealthJudged(Health::Unknown(failure.detail))
+            }
+            Operation::PrepareReboot { version, .. } => {
+                let kind = match kind {
+                    FailureKind::Network => HoldKind::Inhibitor,
+                    FailureKind::Release | FailureKind::Held => HoldKind::Session,
+                    FailureKind::Node | FailureKind::Refused => HoldKind::Hook,
+                    FailureKind::Cancelled => HoldKind::Stopped,
+                };
+                if matches!(kind, HoldKind::Inhibitor | HoldKind::Session) {
+                    self.ledger.drained.insert((self.boots, version.clone()));
+                }
+                self.held(kind)
+            }
+            Operation::PostConfirm { .. } => {
+                self.ledger.post_confirms -= u32::from(kind == FailureKind::Cancelled);
+                Event::PostConfirmed(Err(failure))
             }
             Operation::AcquirePermit { .. } | Operation::RecheckPermit | Operation::ReleasePermit => {
                 Event::Permit(Permit::Failed(failure))
@@ -89,8 +111,11 @@ impl World {
             Operation::AcquirePermit { .. } | Operation::RecheckPermit | Operation::ReleasePermit => {
                 Event::Permit(self.lock(operation))
             }
-            Operation::PrepareReboot { .. } => Event::RebootPrepared(Ok(())),
-            Operation::PostConfirm { .. } => Event::PostConfirmed(Ok(())),
+            Operation::PrepareReboot { version, hooks, force } => self.prepare(version, *hooks, *force),
+            Operation::PostConfirm { version } => {
+                self.ledger.post_confirmed.insert(version.clone());
+                Event::PostConfirmed(Ok(()))
+            }
             Operation::Reboot => return Ok(None),
             _ => {
                 self.change_table(operation)?;
@@ -144,7 +169,38 @@ impl World {
             return Health::Passed;
         }
         self.ledger.fail(index);
-        Health::Failed(machine::Evidence::summary("the service does not answer"))
+        let log = "web.service: failed\nexit status: 7".to_owned();
+        Health::Failed(Evidence { summary: "the service does not answer".to_owned(), log })
+    }
+
+    fn prepare(&mut self, version: &Version, hooks: bool, force: bool) -> Event {
+        if self.mutation == Some(Mutation::NoPrepare) {
+            return Event::RebootPrepared(Ok(()));
+        }
+        if hooks && self.holds == Some(HoldKind::Hook) {
+            return self.held(HoldKind::Hook);
+        }
+        if hooks {
+            self.ledger.drained.insert((self.boots, version.clone()));
+        }
+        match self.holds {
+            Some(kind @ (HoldKind::Inhibitor | HoldKind::Session)) if !force => self.held(kind),
+            _ => {
+                let now = self.now;
+                if let Some(process) = &mut self.process {
+                    process.prepared = Some((version.clone(), now));
+                }
+                Event::RebootPrepared(Ok(()))
+            }
+        }
+    }
+
+    fn held(&mut self, kind: HoldKind) -> Event {
+        self.reached.insert(format!("held by {kind:?}"));
+        if matches!(kind, HoldKind::Inhibitor | HoldKind::Session) {
+            self.ledger.looks += 1;
+        }
+        Event::RebootPrepared(Err(Hold::new(kind, format!("{kind:?} 7"))))
     }
 
     fn lock(&mut self, operation: &Operation) -> Permit {
