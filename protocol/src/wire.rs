@@ -294,7 +294,7 @@ pub struct NodeInfo {
     pub state: StateName,
     /// When it was last heard of.
     pub last_seen: Timestamp,
-    /// The last event it reported, if any.
+    /// The last event it reported, if any; without its evidence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_event: Option<Event>,
 }

@@ -11,8 +11,9 @@ mod common;
 use common::{Client, Server, check, error};
 use jiff::{SignedDuration, Timestamp};
 use protocol::digest::Sha256;
-use protocol::wire::{Event, EventKind, Events, NodeList, NodeShow, SCHEMA, UpdateCheck};
+use protocol::wire::{EVIDENCE_MAX, Event, EventKind, Events, NodeList, NodeShow, SCHEMA, UpdateCheck};
 use reqwest::{Method, StatusCode, header};
+use serde_json::json;
 use std::io::{Read as _, Write as _};
 use update_server::auth::{self, Role};
 use update_server::data_dir::create_token;
@@ -216,6 +217,64 @@ async fn old_events_make_room() {
     let events = update_server::store::nodes::events(&mut conn, &id, u32::MAX).await.unwrap();
     assert_eq!(events.len() as u64, kept);
     assert_eq!((events[0].seq, events.last().unwrap().seq), (kept + 100, 101));
+}
+
+#[tokio::test]
+async fn evidence_is_kept_with_its_event_and_makes_room_for_newer() {
+    let server = Server::start().await;
+    let node = server.anybody();
+    let admin = server.admin();
+    admin.check("alpha", "1.0.0").await;
+    let id = check("alpha", "1.0.0").node;
+    let kept = u64::from(update_server::store::nodes::EVIDENCE_KEPT);
+    let log = "web.service: failed\nexit status: 7".to_owned();
+    let failed = |seq| Event { evidence: log.clone(), ..event(seq, EventKind::RolledBack) };
+    let send = async |events: Vec<Event>| {
+        let body = Events { schema: SCHEMA, node: id.clone(), events };
+        node.send(Method::POST, "/v1/events", &body).await.status()
+    };
+    assert_eq!(send((1..=kept + 2).map(failed).collect()).await, StatusCode::NO_CONTENT);
+    // As an engine sends it that knows nothing of evidence.
+    let mut old = serde_json::to_value(event(kept + 3, EventKind::Staged)).unwrap();
+    assert_eq!(old.as_object_mut().unwrap().remove("evidence"), None, "nothing is sent for none");
+    let body = json!({ "schema": SCHEMA, "node": id, "events": [old] });
+    assert_eq!(node.send(Method::POST, "/v1/events", &body).await.status(), StatusCode::NO_CONTENT);
+    let too_long = Event { evidence: "x".repeat(EVIDENCE_MAX + 1), ..event(99, EventKind::Failed) };
+    assert_eq!(send(vec![too_long]).await, StatusCode::BAD_REQUEST);
+    // What a node keeps is taken in one report, whatever it is made of.
+    let worst = |seq| Event { evidence: "\"\n".repeat(EVIDENCE_MAX / 2), ..event(seq, EventKind::Failed) };
+    assert_eq!(send((100..108).map(worst).collect()).await, StatusCode::NO_CONTENT);
+
+    let show: NodeShow = admin.read(&format!("/api/v1/nodes/{id}")).await;
+    let with: Vec<u64> =
+        show.events.iter().filter(|event| !event.evidence.is_empty()).map(|event| event.seq).collect();
+    assert_eq!(with.len() as u64, kept);
+    assert_eq!((with[0], *with.last().unwrap()), (107, 11), "the oldest made room, their events stay");
+    assert_eq!(show.events.len() as u64, kept + 3 + 8);
+    assert!(show.events.iter().any(|event| event.seq == kept + 2 && event.evidence == log));
+    let list: NodeList = admin.read("/api/v1/nodes").await;
+    assert_eq!(list.nodes[0].last_event, Some(Event { evidence: String::new(), ..worst(107) }));
+}
+
+/// A database of the first server is read as before, its events without evidence.
+#[tokio::test]
+async fn events_stored_before_there_was_evidence_are_still_read() {
+    let server = Server::start().await;
+    let id = check("alpha", "1.0.0").node;
+    server.admin().check("alpha", "1.0.0").await;
+    let mut change = server.app.store().write().await.unwrap();
+    let document = r#"{"seq":1,"at":"2026-01-01T00:00:00Z","kind":"rolled-back","detail":"it did not boot"}"#;
+    sqlx::query(
+        "INSERT INTO event (node, seq, at, document, received_at) VALUES ($1, 1, '2026-01-01T00:00:00Z', $2, 0)",
+    )
+    .bind(id.as_str())
+    .bind(document)
+    .execute(&mut *change)
+    .await
+    .unwrap();
+    change.commit().await.unwrap();
+    let show: NodeShow = server.admin().read(&format!("/api/v1/nodes/{id}")).await;
+    assert_eq!((show.events[0].detail.as_str(), show.events[0].evidence.as_str()), ("it did not boot", ""));
 }
 
 #[tokio::test]

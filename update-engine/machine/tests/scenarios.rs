@@ -8,62 +8,11 @@ use machine::{Clear, Command, Effect, FailureKind, Flip, Mode, Operation, Strate
 use protocol::slot::Slot;
 use protocol::status::{Exit, StateName};
 use protocol::wire::EventKind;
-use world::server::{Quality, Server};
+use world::server::Quality;
+use world::story::{daemon, events, offered, reply, rest, state, until};
 use world::{Action, End, World, check};
 
 use Quality::{Corrupt, Good, Hangs, Sick, Unloadable};
-
-/// A node on release 0 whose channel points at release 1.
-fn offered(strategy: Strategy, mode: Mode, qualities: &[Quality]) -> World {
-    let mut all = vec![Good];
-    all.extend(qualities);
-    let mut world = World::new(strategy, mode, Server::new(&all));
-    world.server.channel = Some(1);
-    world
-}
-
-fn daemon(strategy: Strategy, qualities: &[Quality]) -> World {
-    offered(strategy, Mode::Daemon, qualities)
-}
-
-fn state(world: &World) -> StateName {
-    machine::status(world.state().unwrap(), &world::identity()).state
-}
-
-/// Lets operations end well, and time pass, until this one runs.
-fn until(world: &mut World, wanted: impl Fn(&Operation) -> bool) {
-    for _ in 0..60 {
-        match world.operation() {
-            Some(operation) if wanted(&operation) => return,
-            Some(_) => world.finish(End::Well).unwrap(),
-            None => world.pass(60).unwrap(),
-        }
-    }
-    panic!("it never runs; the log: {:#?}", world.log);
-}
-
-/// Lets operations end well until nothing runs, or the pass is over.
-fn rest(world: &mut World) {
-    for _ in 0..60 {
-        if world.operation().is_some() {
-            world.finish(End::Well).unwrap();
-        } else if world.state().is_some() && world.mode == Mode::Once {
-            world.act(&Action::Report(Some(true))).unwrap();
-        } else {
-            return;
-        }
-    }
-    panic!("it never rests; the log: {:#?}", world.log);
-}
-
-fn reply(world: &mut World, command: Command) -> String {
-    world.act(&Action::Operator(command)).unwrap();
-    world.log.iter().rev().find(|line| line.contains("Reply")).unwrap().clone()
-}
-
-fn events(world: &World) -> Vec<EventKind> {
-    world.record().events.iter().map(|event| event.kind).collect()
-}
 
 /// Saving again at once would fail again, and the engine would do nothing else for ever.
 #[test]

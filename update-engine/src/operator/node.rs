@@ -4,8 +4,7 @@ use super::{Client, OperatorError, print_json};
 use clap::Subcommand;
 use jiff::Timestamp;
 use protocol::id::NodeId;
-use protocol::status::Exit;
-use protocol::status::one_line;
+use protocol::status::{Exit, lines, one_line};
 use protocol::wire::{AuditLog, Event, NodeInfo, NodeList, NodeShow};
 
 /// Commands about nodes.
@@ -47,7 +46,7 @@ pub(super) async fn run(command: NodeCommand, client: &Client, json: bool) -> Re
                 print_json(&show)?;
             } else {
                 print_node(&show.node);
-                show.events.iter().for_each(print_event);
+                show.events.iter().for_each(|event| print!("{}", shown(event)));
             }
         }
     }
@@ -71,9 +70,17 @@ fn print_node(node: &NodeInfo) {
     );
 }
 
-fn print_event(event: &Event) {
+/// An event on a line, and what was seen of a failure below it.
+fn shown(event: &Event) -> String {
     let version = event.version.as_ref().map_or("-", protocol::version::Version::as_str);
-    println!("  {:20}  {:?} {version} {}", time(event.at), event.kind, one_line(&event.detail));
+    let mut text =
+        format!("  {:20}  {:?} {version} {}\n", time(event.at), event.kind, one_line(&event.detail));
+    for line in lines(&event.evidence).lines() {
+        let line = format!("      | {line}");
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
 }
 
 pub(super) async fn audit(client: &Client, limit: u32, json: bool) -> Result<Exit, OperatorError> {
@@ -94,4 +101,28 @@ pub(super) async fn audit(client: &Client, limit: u32, json: bool) -> Result<Exi
         );
     }
     Ok(Exit::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use protocol::wire::EventKind;
+
+    #[test]
+    fn evidence_is_shown_below_its_event_and_obeyed_by_no_terminal() {
+        let event = Event {
+            seq: 1,
+            at: "2026-01-01T00:00:00Z".parse().unwrap(),
+            kind: EventKind::RolledBack,
+            version: Some("1.1.0".parse().unwrap()),
+            release: None,
+            detail: "web.service failed".to_owned(),
+            evidence: "web.service: failed\n\n\u{1b}[2Jexit 7\n".to_owned(),
+        };
+        assert_eq!(
+            shown(&event),
+            "  2026-01-01T00:00:00Z  RolledBack 1.1.0 web.service failed\n      | web.service: failed\n      |\n      | \\u{1b}[2Jexit 7\n"
+        );
+        assert_eq!(shown(&Event { evidence: String::new(), ..event }).lines().count(), 1);
+    }
 }

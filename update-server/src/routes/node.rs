@@ -11,7 +11,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
-use protocol::wire::{BODY_MAX, Events, UpdateAnswer, UpdateCheck};
+use protocol::wire::{BODY_MAX, EVIDENCE_MAX, Events, UpdateAnswer, UpdateCheck};
 
 /// Metadata and target files with a version or digest in their name never change.
 pub(super) const IMMUTABLE: &str = "public, max-age=31536000, immutable";
@@ -54,6 +54,13 @@ pub(super) async fn events(State(app): State<App>, body: Body) -> Result<StatusC
             "the detail of event {} has {} bytes: expected at most {DETAIL_MAX}",
             event.seq,
             event.detail.len()
+        )));
+    }
+    if let Some(event) = events.iter().find(|event| event.evidence.len() > EVIDENCE_MAX) {
+        return Err(ApiError::Invalid(format!(
+            "the evidence of event {} has {} bytes: expected at most {EVIDENCE_MAX}",
+            event.seq,
+            event.evidence.len()
         )));
     }
     let mut change = app.store().write().await?;

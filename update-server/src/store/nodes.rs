@@ -34,8 +34,11 @@ pub async fn seen(conn: &mut Connection, check: &UpdateCheck, at: Timestamp) -> 
 
 /// How many events are kept of each node.
 pub const EVENTS_KEPT: u32 = 1000;
+/// How many of them keep their evidence.
+pub const EVIDENCE_KEPT: u32 = 32;
 
-/// Stores events that are not stored yet, and forgets the oldest above [`EVENTS_KEPT`].
+/// Stores events that are not stored yet, and forgets the oldest above [`EVENTS_KEPT`], and the oldest evidence above
+/// [`EVIDENCE_KEPT`].
 ///
 /// # Errors
 /// [`StoreError`] where the database fails.
@@ -46,16 +49,17 @@ pub async fn add_events(
     at: Timestamp,
 ) -> Result<(), StoreError> {
     for event in events {
-        let document = serde_json::to_string(event)
+        let document = serde_json::to_string(&Event { evidence: String::new(), ..event.clone() })
             .map_err(|error| StoreError::Corrupt { what: "an event", found: error.to_string() })?;
         sqlx::query(
-            "INSERT INTO event (node, seq, at, document, received_at) VALUES ($1, $2, $3, $4, $5)
+            "INSERT INTO event (node, seq, at, document, evidence, received_at) VALUES ($1, $2, $3, $4, $5, $6)
              ON CONFLICT (node, seq, at) DO NOTHING",
         )
         .bind(node.as_str())
         .bind(to_number(event.seq))
         .bind(event.at.to_string())
         .bind(document)
+        .bind(&event.evidence)
         .bind(to_micros(at))
         .execute(&mut *conn)
         .await?;
@@ -69,21 +73,30 @@ pub async fn add_events(
     .bind(EVENTS_KEPT)
     .execute(&mut *conn)
     .await?;
+    sqlx::query(
+        "UPDATE event SET evidence = '' WHERE node = $1 AND evidence <> '' AND id <=
+           (SELECT id FROM event WHERE node = $1 AND evidence <> '' ORDER BY id DESC LIMIT 1 OFFSET $2)",
+    )
+    .bind(node.as_str())
+    .bind(EVIDENCE_KEPT)
+    .execute(&mut *conn)
+    .await?;
     Ok(())
 }
 
-/// The last `limit` events of a node, newest first.
+/// The last `limit` events of a node with their evidence, newest first.
 ///
 /// # Errors
 /// [`StoreError`] where the database fails.
 pub async fn events(conn: &mut Connection, node: &NodeId, limit: u32) -> Result<Vec<Event>, StoreError> {
-    let rows: Vec<String> =
-        sqlx::query_scalar("SELECT document FROM event WHERE node = $1 ORDER BY id DESC LIMIT $2")
+    let rows: Vec<(String, String)> =
+        sqlx::query_as("SELECT document, evidence FROM event WHERE node = $1 ORDER BY id DESC LIMIT $2")
             .bind(node.as_str())
             .bind(limit)
             .fetch_all(conn)
             .await?;
-    rows.into_iter().map(event).collect()
+    let whole = |(document, evidence)| Ok(Event { evidence, ..event(document)? });
+    rows.into_iter().map(whole).collect()
 }
 
 fn event(document: String) -> Result<Event, StoreError> {

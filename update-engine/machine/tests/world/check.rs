@@ -337,8 +337,8 @@ fn evidence(world: &mut World, record: &Record) -> Outcome {
     let newer = |seq| newest.iter().filter(|event| event.seq > seq && !event.evidence.is_empty()).count();
     for event in &newest {
         let back = event.kind == wire::EventKind::RolledBack;
-        let seen = back && event.detail.contains("did not boot")
-            || back && event.detail.contains("service does not answer");
+        let says = |text| event.detail.contains(text);
+        let seen = back && (says("did not boot") || says("service does not answer"));
         let expected = seen || world.ledger.evidence.contains_key(&event.seq);
         if expected && event.evidence.is_empty() && newer(event.seq) < kept {
             return deny(format!("event {} has no evidence: {}", event.seq, event.detail));

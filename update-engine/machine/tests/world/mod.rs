@@ -7,6 +7,7 @@
 pub mod check;
 mod operations;
 pub mod server;
+pub mod story;
 
 use jiff::{Span, Timestamp};
 use machine::{
