@@ -124,6 +124,7 @@ fn inhibitors_and_sessions_are_respected_for_a_bounded_time() {
 fn a_hook_that_fails_is_run_again_and_never_forced() {
     let mut world = held(Strategy::Immediate, HoldKind::Hook);
     for _ in 0..20 {
+        rest(&mut world);
         assert_eq!((state(&world), waits_for(&world).as_str()), (StateName::Waiting, "hook: Hook 7"));
         until(&mut world, prepares);
         assert_eq!(preparing(&world), Some((true, false)));
@@ -152,12 +153,14 @@ fn cancelled_while_it_is_prepared_the_flip_is_undone_and_the_next_time_begins_an
 
 #[test]
 fn a_rollback_takes_the_place_of_a_reboot_that_is_prepared() {
-    let mut world = daemon(Strategy::Lock, &[Good, Good]);
+    let mut world = daemon(Strategy::Lock, &[Good]);
     world.settle(|world| check::confirmed_on(world, 1)).unwrap();
-    world.server.channel = Some(2);
-    until(&mut world, prepares);
+    rest(&mut world);
+    reply(&mut world, Command::Reboot);
+    assert_eq!(preparing(&world), Some((true, false)));
     assert!(reply(&mut world, Command::Rollback).contains("outcome: Done"));
     world.finish(End::Fails(FailureKind::Cancelled)).unwrap();
+    until(&mut world, prepares);
     let Some(Operation::PrepareReboot { version, hooks: true, .. }) = world.operation() else {
         panic!("{:?}", world.operation());
     };
@@ -191,8 +194,7 @@ fn a_window_that_closed_meanwhile_is_closed() {
     let mut world = windows(3_600);
     until(&mut world, prepares);
     world.pass(7_200).unwrap();
-    world.finish(End::Well).unwrap();
-    assert_eq!(world.operation(), None);
+    rest(&mut world);
     assert!(matches!(world.state().unwrap().waiting(), Some(Waiting::Window(_))));
     until_window(&mut world);
     assert_eq!(preparing(&world), Some((true, false)), "by now the node may be at work again");
@@ -395,7 +397,7 @@ fn post_confirm_hooks_that_fail_are_told_and_given_up_and_stand_in_no_update_s_w
     assert_eq!(world.record().post_confirm, None);
     let failed = events(&world).into_iter().filter(|kind| *kind == EventKind::HookFailed).count();
     assert_eq!(failed, 3);
-    until(&mut world, |operation| matches!(operation, Operation::Activate { .. }));
+    assert_eq!(world.record().intent.unwrap().flip, Flip::Activated);
 }
 
 #[test]
@@ -440,7 +442,9 @@ fn a_judgement_that_cannot_be_made_yet_counts_for_nothing() {
 
 #[test]
 fn what_was_seen_of_a_failure_goes_to_the_server_and_the_reason_stays_one_line() {
-    for (quality, seen) in [(Sick, "web.service: failed\nexit status: 7"), (Hangs, "boot -1: kernel panic\nat the console")] {
+    for (quality, seen) in
+        [(Sick, "web.service: failed\nexit status: 7"), (Hangs, "boot -1: kernel panic\nat the console")]
+    {
         let mut world = daemon(Strategy::Immediate, &[quality]);
         until(&mut world, reboots);
         world.finish(End::Well).unwrap();
@@ -453,39 +457,40 @@ fn what_was_seen_of_a_failure_goes_to_the_server_and_the_reason_stays_one_line()
     }
 }
 
-/// A node that cannot be confirmed and has nothing to go back to, judged with this evidence.
-fn judged(summary: &str, log: &str) -> Record {
-    let mut world = daemon(Strategy::Off, &[Good]);
-    world.table.a = world.table.a.with_successful(false).with_tries_left(3);
-    world.start().unwrap();
+/// A node that is not confirmed and has nothing to go back to: it is judged again and again.
+fn unconfirmed() -> (machine::State, jiff::Timestamp) {
+    let world = daemon(Strategy::Off, &[Good]);
+    let mut facts = world.state().unwrap().facts().unwrap().clone();
+    facts.attributes.a = facts.attributes.a.with_successful(false).with_tries_left(3);
+    let start = machine::Start { facts, mode: Mode::Daemon, seed: 1, previous: String::new() };
+    let state = machine::State::new(Policy::default(), Record::default());
+    (machine::step(state, Event::Start(start), world.now).0, world.now)
+}
+
+fn sick(summary: &str, log: &str) -> Event {
     let evidence = machine::Evidence { summary: summary.to_owned(), log: log.to_owned() };
-    let state = world.state().unwrap().clone();
-    let (state, _) = machine::step(state, Event::HealthJudged(Health::Failed(evidence)), world.now);
-    state.record().clone()
+    Event::HealthJudged(Health::Failed(evidence))
 }
 
 #[test]
 fn evidence_is_bounded_in_length_and_number() {
     let max = Policy::default().evidence_max;
     let long = format!("first\n{}\n\u{1b}[31mlast\n", "é".repeat(max));
-    let record = judged("sick", &long);
-    let kept = &record.events.iter().next().unwrap().evidence;
+    let (state, now) = unconfirmed();
+    let (state, _) = machine::step(state, sick("sick", &long), now);
+    let kept = &state.record().events.iter().next().unwrap().evidence;
     assert!(kept.len() <= max && kept.len() > max - 8, "{}", kept.len());
     assert!(kept.starts_with("first\n") && kept.contains("[...]") && kept.ends_with("\\u{1b}[31mlast"));
 
     // Twelve different failures in a row; nothing reaches the server.
-    let mut world = daemon(Strategy::Off, &[Good]);
-    world.table.a = world.table.a.with_successful(false).with_tries_left(3);
-    world.start().unwrap();
-    let mut state = world.state().unwrap().clone();
+    let (mut state, mut now) = unconfirmed();
     for number in 0..12 {
-        let evidence =
-            machine::Evidence { summary: format!("no. {number}"), log: format!("{}{number}", "x".repeat(9_000)) };
-        state = machine::step(state, Event::HealthJudged(Health::Failed(evidence)), world.now).0;
-        let again = state.wake_at().unwrap();
-        let (next, effects) = machine::step(state, Event::Tick, again.max(world.now));
+        let failed = sick(&format!("no. {number}"), &format!("{}{number}", "x".repeat(9_000)));
+        state = machine::step(state, failed, now).0;
+        now = state.wake_at().unwrap().max(now);
+        let (next, effects) = machine::step(state, Event::Tick, now);
         assert!(matches!(effects.last(), Some(Effect::Run(Operation::RunHealth { .. }))), "{effects:?}");
-        (state, world.now) = (next, again);
+        state = next;
     }
     let evidence: Vec<bool> = state.record().events.iter().map(|event| !event.evidence.is_empty()).collect();
     let kept = Policy::default().evidence_kept;
@@ -533,9 +538,7 @@ fn a_request_that_changes_nothing_says_so() {
     let mut world = daemon(Strategy::Off, &[Good]);
     world.server.channel = None;
     rest(&mut world);
-    for command in
-        [Command::Cancel, Command::MarkGood, Command::QuarantineClear(machine::Clear::All)]
-    {
+    for command in [Command::Cancel, Command::MarkGood, Command::QuarantineClear(machine::Clear::All)] {
         assert!(reply(&mut world, command).contains("outcome: NothingToDo"), "{command:?}");
     }
 }
