@@ -6,6 +6,7 @@
 //! | [`window`] | 5 to 7: a view of one partition that cannot be left |
 //! | [`seeds`], [`plan`] | 5: what the node holds already, and what it fetches |
 //! | [`assemble`] | 5 to 7: chunks checked and written |
+//! | [`fit`] | 5, 7: whether a release fits the slots |
 //! | [`layout`] | 7, 8: which partitions make up a slot |
 //! | [`mounts`], [`slots`] | 7: evidence that a slot may be written, and that it holds what it should |
 //! | [`table`] | 8, 11, 12: the partition table, its repair, the flip, confirming |
@@ -15,6 +16,7 @@ pub mod assemble;
 pub mod device;
 pub mod durable;
 pub mod error;
+pub mod fit;
 pub mod layout;
 pub mod medium;
 pub mod mounts;
@@ -28,6 +30,7 @@ pub mod window;
 
 pub use device::{Access, DiskFile, OpenError};
 pub use error::DiskError;
+pub use fit::FitError;
 pub use layout::{RoleLayout, SlotLayout};
 pub use medium::{AlignedBuf, Medium, ReadBack};
 pub use mounts::{MountTable, SystemMounts};

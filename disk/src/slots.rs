@@ -5,6 +5,7 @@
 //! [`Disk::activate`] takes the last one.
 
 use crate::error::DiskError;
+use crate::fit;
 use crate::medium::{AlignedBuf, Medium, ReadBack};
 use crate::mounts::MountTable;
 use crate::table::Disk;
@@ -105,6 +106,11 @@ pub enum VerifyError {
         /// Length of the partition in bytes.
         len: u64,
     },
+    /// Something of another release is left in the slot.
+    #[error(
+        "the release has no image for the {0} partition, which is not empty: the slot would start what it holds"
+    )]
+    NotEmpty(PartitionRole),
     /// Without a root image there is nothing to boot.
     #[error("the release has no root image")]
     NoRoot,
@@ -153,8 +159,12 @@ impl InvalidatedSlot {
         self.windows.iter().find(|(r, _)| r == role).map(|(_, window)| window.clone())
     }
 
-    /// Flushes, reads every image back from the medium and compares its digest. `progress` is told how many bytes
-    /// were compared so far, all images together.
+    pub(crate) fn windows(&self) -> impl Iterator<Item = (&PartitionRole, &SlotWindow)> {
+        self.windows.iter().map(|(role, window)| (role, window))
+    }
+
+    /// Flushes, reads every image back from the medium and compares its digest; partitions without an image must be
+    /// empty. `progress` is told how many bytes were compared so far, all images together.
     ///
     /// Threads read while this one hashes; the memory taken is 16 MiB, whatever the images.
     ///
@@ -197,6 +207,12 @@ impl InvalidatedSlot {
                 });
             }
             evidence = evidence.and(how);
+        }
+        for (role, window) in self.windows().filter(|(role, _)| !fit::fills(partitions, role)) {
+            let failed = |source| VerifyError::Read { role: role.clone(), offset: 0, source };
+            if !fit::is_empty(window).map_err(failed)? {
+                return Err(VerifyError::NotEmpty(role.clone()));
+            }
         }
         let Self { medium, slot, running, .. } = self;
         Ok(StagedSlot { medium, slot, running, evidence, release: release_digest(partitions) })

@@ -197,15 +197,18 @@ pub fn install_to_slot(
     let mut disk = Disk::open(medium, &SlotLayout::default())?;
     let running = slot.other();
     let target = TargetSlot::new(&disk, slot, running, &SystemMounts::new())?;
+    let images = &release.manifest.partitions;
+    disk.check_fit(images, slot, running).context("the release does not fit")?;
     let mut others = Vec::new();
     for partition in &release.index.partitions {
         let window = disk.open_slot(&partition.role, running)?;
         others.push(SeedWindow { name: format!("{} {running}", partition.role), window, target: None });
     }
     let invalidated = disk.invalidate(target)?;
+    invalidated.clear_unfilled(images)?;
     let targets = assemble::targets(&release.index, |role| invalidated.window(role))?;
     let report = install(release, &targets, others, progress)?;
-    let staged = invalidated.verify(&release.manifest.partitions, &|_| {})?;
+    let staged = invalidated.verify(images, &|_| {})?;
     if activate {
         disk.activate(staged, release.manifest.release_digest(), running, TRIES)?;
     }

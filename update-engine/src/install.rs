@@ -16,7 +16,7 @@ use disk::seeds::{self, SeedWindow};
 use machine::{Failure, FailureKind};
 use protocol::digest::Sha256;
 use protocol::id::PartitionRole;
-use protocol::manifest::{Manifest, PayloadFile};
+use protocol::manifest::{Manifest, PartitionImage, PayloadFile};
 use protocol::payload::{FormatError, Index};
 use protocol::slot::Slot;
 use protocol::status::Progress;
@@ -205,8 +205,10 @@ impl Installer {
                 Arc::clone(&self.meter.downloaded),
             )?;
             let runtime = tokio::runtime::Handle::current();
-            let work =
-                tokio::task::spawn_blocking(move || this.write(&index, payload, runtime, target, running));
+            let images = manifest.partitions.clone();
+            let work = tokio::task::spawn_blocking(move || {
+                this.write(&index, &images, payload, runtime, target, running)
+            });
             let result = match work.await {
                 Ok(result) => result,
                 Err(failure) => std::panic::resume_unwind(failure.into_panic()),
@@ -281,6 +283,7 @@ impl Installer {
     fn write(
         &self,
         index: &Index,
+        images: &[PartitionImage],
         payload: Payload,
         runtime: tokio::runtime::Handle,
         target: Slot,
@@ -288,6 +291,7 @@ impl Installer {
     ) -> Result<InstallReport, ReleaseError> {
         let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         let (disk, invalidated) = slots.target(target)?;
+        invalidated.clear_unfilled(images)?;
         let targets = assemble::targets(index, |role| invalidated.window(role))?;
         let mut windows = Vec::new();
         // A partition that the release has no image for is not worth reading.

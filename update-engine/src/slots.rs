@@ -4,8 +4,8 @@
 //! that depends on it; a boot loader's tool can get in between. Everything here blocks.
 
 use disk::{
-    Access, Disk, DiskError, DiskFile, InvalidatedSlot, Medium, OpenError, ReadBack, SlotLayout, StagedSlot,
-    SystemMounts, TargetSlot, VerifyError,
+    Access, Disk, DiskError, DiskFile, FitError, InvalidatedSlot, Medium, OpenError, ReadBack, SlotLayout,
+    StagedSlot, SystemMounts, TargetSlot, VerifyError,
 };
 use machine::PerSlot;
 use protocol::digest::Sha256;
@@ -28,8 +28,8 @@ pub enum SlotsError {
     #[error(transparent)]
     Verify(#[from] VerifyError),
     /// The release does not fit this disk.
-    #[error("the release does not fit: {0}")]
-    Misfit(String),
+    #[error("the release does not fit")]
+    Misfit(#[source] FitError),
     /// An operation came without the one it builds on.
     #[error("slot {slot} has not been {what} in this run: it is done again")]
     NoEvidence {
@@ -171,22 +171,10 @@ impl Slots {
             return Err(DiskError::NoFallback { running, attributes }.into());
         }
         TargetSlot::new(disk, target, running, &SystemMounts::new())?;
-        for image in &manifest.partitions {
-            let Some(partition) = disk.partition(target, &image.role) else {
-                return Err(SlotsError::Misfit(format!(
-                    "it has an image for the partition {}, which the slots of {} do not have (disk.roles)",
-                    image.role,
-                    self.media.path().display()
-                )));
-            };
-            if partition.len < image.size {
-                return Err(SlotsError::Misfit(format!(
-                    "the image of the partition {} has {} bytes: {} holds {}",
-                    image.role, image.size, partition.name, partition.len
-                )));
-            }
-        }
-        Ok(())
+        disk.check_fit(&manifest.partitions, target, running).map_err(|error| match error {
+            FitError::Disk(error) => SlotsError::Disk(error),
+            misfit => SlotsError::Misfit(misfit),
+        })
     }
 
     /// Makes the target one that boot selection cannot choose.

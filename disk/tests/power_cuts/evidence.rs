@@ -2,7 +2,9 @@
 
 use crate::tiny::{Release, bits, image, open, resize, update};
 use disk::testing::{NotMounted, RecordingMedium};
-use disk::{Disk, DiskError, MountTable, PartitionView, SlotLayout, SlotWindow, TargetSlot, VerifyError};
+use disk::{
+    Disk, DiskError, FitError, MountTable, PartitionView, SlotLayout, SlotWindow, TargetSlot, VerifyError,
+};
 use protocol::id::PartitionRole;
 use protocol::slot::{Attributes, Slot};
 use std::cell::RefCell;
@@ -115,6 +117,70 @@ fn only_a_slot_that_reads_back_right_is_staged() {
     let staged = slot.verify(&new.images(), &|bytes| told.borrow_mut().push(bytes)).unwrap();
     assert_eq!(staged.read_back(), disk::ReadBack::Direct);
     assert_eq!(told.into_inner().last(), Some(&new.images().iter().map(|i| i.size).sum()));
+}
+
+#[test]
+fn a_slot_holds_nothing_that_is_not_of_its_release() {
+    let new = Release::new(3).without_boot();
+    let (medium, mut disk) = usual();
+    let target_again = |disk: &mut Disk| {
+        let target = target(disk);
+        disk.invalidate(target).unwrap()
+    };
+    let slot = target_again(&mut disk);
+    new.write_to(&slot).unwrap();
+    let refused = slot.verify(&new.images(), &|_| ()).unwrap_err();
+    assert!(matches!(&refused, VerifyError::NotEmpty(role) if *role == PartitionRole::boot()), "{refused}");
+    // A single byte at the end of what is looked at is something as well.
+    let slot = target_again(&mut disk);
+    slot.clear_unfilled(&new.images()).unwrap();
+    let boot = slot.window(&PartitionRole::boot()).unwrap();
+    boot.write_at(boot.len() - 1, &[1]).unwrap();
+    assert!(matches!(slot.verify(&new.images(), &|_| ()), Err(VerifyError::NotEmpty(_))));
+
+    let slot = target_again(&mut disk);
+    slot.clear_unfilled(&new.images()).unwrap();
+    let _ = medium.take_recording();
+    slot.clear_unfilled(&new.images()).unwrap();
+    assert!(medium.take_recording().log.is_empty(), "what is empty is not written again");
+    assert!(new.is_on(&disk, Slot::B), "the root image is still there");
+    let staged = slot.verify(&new.images(), &|_| ()).unwrap();
+    disk.activate(staged, new.digest(), Slot::A, 3).unwrap();
+}
+
+#[test]
+fn a_release_fits_where_each_partition_has_its_image_or_needs_none() {
+    let (medium, disk) = usual();
+    let images = Release::new(3).images();
+    disk.check_fit(&images, Slot::B, Slot::A).unwrap();
+    let refused = disk.check_fit(&images[..1], Slot::B, Slot::A).unwrap_err();
+    assert!(matches!(&refused, FitError::Missing { role, name }
+        if *role == PartitionRole::boot() && name == "BOOT-A"));
+    assert!(refused.to_string().contains("no image for the partition boot"), "{refused}");
+    let changed = |change: &dyn Fn(&mut protocol::manifest::PartitionImage)| {
+        let mut images = images.clone();
+        change(&mut images[1]);
+        disk.check_fit(&images, Slot::B, Slot::A)
+    };
+    let len = disk.partition(Slot::B, &PartitionRole::boot()).unwrap().len;
+    changed(&|image| image.size = len).unwrap();
+    let refused = changed(&|image| image.size = len + 1).unwrap_err();
+    assert!(matches!(&refused, FitError::TooLong { name, .. } if name == "BOOT-B"), "{refused}");
+    let refused = changed(&|image| image.role = "data".parse().unwrap()).unwrap_err();
+    assert!(matches!(refused, FitError::NoSuchPartition(_)), "{refused}");
+    assert!(medium.take_recording().log.is_empty());
+
+    // Slots that start from the root partition alone: what stands in the other slot's boot partition does not matter.
+    let none = Release::new(1).without_boot();
+    let (_, disk) = open(image(512, (&none, bits(2, 0, true)), (&Release::new(2), bits(1, 0, true))), 512);
+    disk.check_fit(&images[..1], Slot::B, Slot::A).unwrap();
+    disk.check_fit(&images, Slot::B, Slot::A).unwrap();
+    // A layout without the role leaves its partitions alone.
+    let mut layout = SlotLayout::default();
+    layout.roles.retain(|role| role.role == PartitionRole::root());
+    let disk = Disk::open(medium, &layout).unwrap();
+    disk.check_fit(&images[..1], Slot::B, Slot::A).unwrap();
+    assert!(matches!(disk.check_fit(&images, Slot::B, Slot::A), Err(FitError::NoSuchPartition(_))));
 }
 
 #[test]

@@ -238,17 +238,34 @@ fn disk_image(disk: &Disk) -> Vec<u8> {
     image
 }
 
-/// The whole update, with a slot that held an older release before.
+/// The whole update, with a slot that held an older release before: all of its partitions are of one release wherever
+/// it can be booted.
 #[test]
 fn updating() {
-    let (running, stale, new) = (Release::new(0x41), Release::new(0x17), Release::new(0x82));
+    prove_update(&Release::new(0x41), &Release::new(0x17), &Release::new(0x82));
+}
+
+/// The same on a machine whose slots start from the root partition alone; what another release left in the other slot's
+/// boot partition is gone before that slot can be booted.
+#[test]
+fn updating_without_a_boot_image() {
+    prove_update(&Release::new(0x41).without_boot(), &Release::new(0x17), &Release::new(0x82).without_boot());
+}
+
+/// And the first update that brings a boot image.
+#[test]
+fn updating_to_the_first_boot_image() {
+    prove_update(&Release::new(0x41).without_boot(), &Release::new(0x17).without_boot(), &Release::new(0x82));
+}
+
+fn prove_update(running: &Release, stale: &Release, new: &Release) {
     each_size("update", |size| {
-        let before = image(size, (&running, bits(2, 0, true)), (&stale, bits(1, 0, true)));
+        let before = image(size, (running, bits(2, 0, true)), (stale, bits(1, 0, true)));
         let (medium, mut disk) = open(before, size);
-        update(&mut disk, &new, Slot::A)?;
+        update(&mut disk, new, Slot::A)?;
         let recording = medium.take_recording();
         let expected = Expected {
-            contents: [&[&running], &[&stale, &new]],
+            contents: [&[running], &[stale, new]],
             choices: vec![Slot::A, Slot::B],
             free: new.behind(&disk, Slot::B),
             second_every: 397,
@@ -265,7 +282,7 @@ fn updating() {
             if choice == Some(Slot::B) {
                 disk.repair().map(|_| ()).map_err(|e| e.to_string())
             } else {
-                update(disk, &new, Slot::A)
+                update(disk, new, Slot::A)
             }
         })
     });

@@ -28,6 +28,7 @@ pub(crate) fn bits(priority: u8, tries: u8, successful: bool) -> Attributes {
 /// The images of one release: bytes that differ between releases everywhere.
 #[derive(Clone)]
 pub(crate) struct Release {
+    /// Empty where the release has none.
     pub(crate) boot: Vec<u8>,
     pub(crate) root: Vec<u8>,
 }
@@ -40,23 +41,33 @@ impl Release {
         Self { boot: bytes(BOOT - 512, 3), root: bytes(ROOT - 4096 - 512 - 7, 0) }
     }
 
+    /// The same without a boot image.
+    pub(crate) fn without_boot(self) -> Self {
+        Self { boot: Vec::new(), ..self }
+    }
+
     pub(crate) fn images(&self) -> Vec<PartitionImage> {
         let image =
             |role, bytes: &[u8]| PartitionImage { role, size: bytes.len() as u64, sha256: Sha256::of(bytes) };
-        vec![image(PartitionRole::root(), &self.root), image(PartitionRole::boot(), &self.boot)]
+        let mut images =
+            vec![image(PartitionRole::root(), &self.root), image(PartitionRole::boot(), &self.boot)];
+        images.retain(|image| image.size > 0);
+        images
     }
 
     pub(crate) fn digest(&self) -> Sha256 {
         protocol::manifest::release_digest(&self.images())
     }
 
-    /// Whether a slot holds it, whole.
+    /// Whether a slot holds it, whole, and nothing of another release where it has no image.
     pub(crate) fn is_on(&self, disk: &Disk, slot: Slot) -> bool {
         [(PartitionRole::root(), &self.root), (PartitionRole::boot(), &self.boot)].iter().all(
             |(role, bytes)| {
-                let mut found = vec![0; bytes.len()];
-                disk.open_slot(role, slot).unwrap().read_at(0, &mut found).unwrap();
-                found == **bytes
+                let window = disk.open_slot(role, slot).unwrap();
+                let len = if bytes.is_empty() { usize::try_from(window.len()).unwrap() } else { bytes.len() };
+                let mut found = vec![0; len];
+                window.read_at(0, &mut found).unwrap();
+                if bytes.is_empty() { found.iter().all(|byte| *byte == 0) } else { found == **bytes }
             },
         )
     }
@@ -68,7 +79,11 @@ impl Release {
             let start = usize::try_from(view.offset).unwrap();
             start + bytes.len()..start + usize::try_from(view.len).unwrap()
         };
-        vec![behind(PartitionRole::root(), &self.root), behind(PartitionRole::boot(), &self.boot)]
+        let mut behind =
+            vec![behind(PartitionRole::root(), &self.root), behind(PartitionRole::boot(), &self.boot)];
+        // A partition without an image is cleared.
+        behind.truncate(self.images().len());
+        behind
     }
 
     /// Writes it in several pieces, as the engine does.
@@ -149,7 +164,9 @@ pub(crate) fn open(image: Vec<u8>, block_size: u32) -> (Arc<RecordingMedium>, Di
 /// The whole of an update, from the slot's invalidation to its activation.
 pub(crate) fn update(disk: &mut Disk, release: &Release, running: Slot) -> Result<(), String> {
     let target = TargetSlot::new(disk, running.other(), running, &NotMounted).map_err(|e| e.to_string())?;
+    disk.check_fit(&release.images(), running.other(), running).map_err(|e| e.to_string())?;
     let invalidated = disk.invalidate(target).map_err(|e| e.to_string())?;
+    invalidated.clear_unfilled(&release.images()).map_err(|e| e.to_string())?;
     release.write_to(&invalidated).map_err(|e| e.to_string())?;
     let staged = invalidated.verify(&release.images(), &|_| ()).map_err(|e| e.to_string())?;
     disk.activate(staged, release.digest(), running, 3).map_err(|e| e.to_string())
