@@ -99,8 +99,11 @@ pub(crate) fn fills(images: &[PartitionImage], role: &PartitionRole) -> bool {
     images.iter().any(|image| image.role == *role)
 }
 
-/// Whether the start of a partition, as the medium holds it, is zero.
-pub(crate) fn is_empty(window: &SlotWindow) -> io::Result<bool> {
+/// Whether a partition holds nothing: its start, as the medium holds it, is zero.
+///
+/// # Errors
+/// Those of the medium.
+pub fn is_empty(window: &SlotWindow) -> io::Result<bool> {
     let mut head = AlignedBuf::zeroed(usize::try_from(window.len().min(HEAD)).unwrap_or(0));
     window.read_back(0, &mut head)?;
     Ok(head.iter().all(|byte| *byte == 0))

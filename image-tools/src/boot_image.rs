@@ -13,9 +13,9 @@ use std::path::{Path, PathBuf};
 
 /// The schema number of what `--json` prints.
 const SCHEMA: u32 = 1;
-/// The longest command line, in bytes: the kernel takes 2047, and the loader adds
-/// ` root=PARTUUID=` and 36 characters, and ` flipside.slot=` and one.
-const CMDLINE_MAX: usize = 2047 - (15 + 36) - (15 + 1);
+/// The longest command line, in bytes: what the loader adds, ` root=PARTUUID=` with 36 characters and ` flipside.slot=`
+/// with one, must find room behind it.
+const CMDLINE_MAX: usize = boot_select::cmdline::MAX_BYTES - (15 + 36) - (15 + 1);
 /// What the loader adds itself.
 const RESERVED: [&str; 2] = ["root", "flipside.slot"];
 /// The names on the volume. The loader looks for these.
@@ -39,7 +39,7 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
     /// Its initial file system
-    #[arg(long, value_name = "FILE", requires = "kernel")]
+    #[arg(long, value_name = "FILE", conflicts_with = "efi")]
     initrd: Option<PathBuf>,
     /// A unified kernel image without a command line of its own, instead of --kernel and --initrd
     #[arg(long, value_name = "FILE")]
@@ -170,7 +170,7 @@ fn command_line(args: &BuildArgs) -> anyhow::Result<(String, bool)> {
 fn check_command_line(text: &str) -> anyhow::Result<String> {
     let line = text.trim();
     ensure!(!line.contains(['\n', '\r']), "it has {} lines: expected one", line.lines().count());
-    if let Some(odd) = line.chars().find(|c| !(' '..='~').contains(c) && *c != '\t') {
+    if let Some(odd) = line.chars().find(|c| !(' '..='~').contains(c)) {
         bail!("it holds the character {odd:?}: expected printable ASCII");
     }
     for word in line.split_ascii_whitespace() {
@@ -181,8 +181,9 @@ fn check_command_line(text: &str) -> anyhow::Result<String> {
     }
     ensure!(
         line.len() <= CMDLINE_MAX,
-        "it has {} bytes: at most {CMDLINE_MAX} leave room for what the loader adds (the kernel takes 2047)",
-        line.len()
+        "it has {} bytes: at most {CMDLINE_MAX} leave room for what the loader adds (the kernel takes {} in all)",
+        line.len(),
+        boot_select::cmdline::MAX_BYTES
     );
     Ok(line.to_owned())
 }

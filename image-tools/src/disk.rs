@@ -6,6 +6,7 @@
 mod create;
 mod show;
 mod size;
+mod start;
 
 pub(crate) use create::parse_sector_size;
 pub(crate) use size::Size;
@@ -72,7 +73,7 @@ fn parse_flag(text: &str) -> Result<bool, String> {
     }
 }
 
-/// What boot selection did.
+/// A slot and its attributes, and for a boot what would be started.
 #[derive(Debug, Serialize)]
 struct Booted {
     schema: u32,
@@ -113,7 +114,7 @@ fn set(args: &SetArgs, json: bool) -> anyhow::Result<()> {
         .with_tries_left(args.tries.unwrap_or(old.tries_left()))
         .with_successful(args.successful.unwrap_or(old.successful()));
     disk.set_attributes(args.slot, new).with_context(|| args.disk.display().to_string())?;
-    print_attributes(args.slot, new, json)?;
+    print_attributes(args.slot, new, None, json)?;
     Ok(())
 }
 
@@ -123,20 +124,31 @@ fn boot(path: &Path, json: bool) -> anyhow::Result<()> {
         let state = |slot| format!("slot {slot}: {:?}", disk.attributes(slot));
         bail!("no slot of {} can be booted ({}; {})", path.display(), state(Slot::A), state(Slot::B));
     };
-    print_attributes(slot, disk.attributes(slot), json)?;
+    let start = start::find(&disk, slot);
+    print_attributes(slot, disk.attributes(slot), Some(&start), json)?;
     Ok(())
 }
 
-fn print_attributes(slot: Slot, attributes: Attributes, json: bool) -> anyhow::Result<()> {
+fn print_attributes(
+    slot: Slot,
+    attributes: Attributes,
+    start: Option<&Result<Option<start::Start>, String>>,
+    json: bool,
+) -> anyhow::Result<()> {
     let (priority, tries_left) = (attributes.priority(), attributes.tries_left());
     let booted = Booted { schema: SCHEMA, slot, priority, tries_left, successful: attributes.successful() };
     if json {
-        println!("{}", serde_json::to_string(&booted)?);
-    } else {
-        println!(
-            "slot {slot}: priority {priority}, tries left {tries_left}, {}",
-            show::word(booted.successful)
-        );
+        let mut document = serde_json::to_value(&booted)?;
+        if let Some(start) = start {
+            document["start"] = serde_json::to_value(start.as_ref().ok())?;
+            document["start_problem"] = serde_json::to_value(start.as_ref().err())?;
+        }
+        println!("{document}");
+        return Ok(());
+    }
+    println!("slot {slot}: priority {priority}, tries left {tries_left}, {}", show::word(booted.successful));
+    if let Some(start) = start {
+        start::print(start, slot);
     }
     Ok(())
 }

@@ -57,6 +57,10 @@ impl<'a> EfiProgram<'a> {
             subsystem == EFI_APPLICATION,
             "it is no EFI application: its PE header has the subsystem {subsystem}, expected {EFI_APPLICATION}"
         );
+        if machine == boot_select::kernel::MACHINE {
+            // What the loader would say, word for word, in time.
+            boot_select::kernel::check(bytes).map_err(anyhow::Error::msg)?;
+        }
         Ok(Self { bytes, machine, sections: (optional + usize::from(optional_len), sections) })
     }
 

@@ -5,10 +5,11 @@
 //! take upper and lower case for the same.
 
 use anyhow::{Context as _, ensure};
+use disk::SlotWindow;
 use fatfs::{Date, DateTime, FatType, FileSystem, FormatVolumeOptions, FsOptions, Time, TimeProvider};
 use protocol::digest::Hasher;
 use std::fs::File;
-use std::io::{Read as _, Seek as _, Write as _};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
@@ -192,7 +193,7 @@ fn check_room(files: &[FatFile], free: u64, cluster: u64, size: u64) -> anyhow::
     Ok(())
 }
 
-fn put(system: &FileSystem<&File>, file: &FatFile) -> std::io::Result<()> {
+fn put(system: &FileSystem<&File>, file: &FatFile) -> io::Result<()> {
     let mut folder = system.root_dir();
     let mut names = file.path.split('/').peekable();
     while let Some(name) = names.next() {
@@ -218,3 +219,75 @@ fn volume_id(files: &[FatFile]) -> u32 {
     let digest = hasher.finish();
     u32::from_le_bytes(digest.as_bytes()[..4].try_into().unwrap_or_default())
 }
+
+/// A FAT volume on a partition, to read from.
+pub(crate) struct Reader(FileSystem<WindowBytes>);
+
+impl Reader {
+    /// Reads the volume's headers.
+    ///
+    /// # Errors
+    /// Where it is none.
+    pub(crate) fn open(window: SlotWindow) -> io::Result<Self> {
+        FileSystem::new(WindowBytes { window, at: 0 }, FsOptions::new()).map(Self)
+    }
+
+    /// A file of the root folder, whole; none where there is no such file.
+    ///
+    /// # Errors
+    /// Where it cannot be read, or is too long.
+    pub(crate) fn read(&mut self, name: &str) -> io::Result<Option<Vec<u8>>> {
+        let file = match self.0.root_dir().open_file(name) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let mut bytes = Vec::new();
+        file.take(FILE_MAX + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > FILE_MAX {
+            return Err(io::Error::other(format!("it is longer than {FILE_MAX} bytes")));
+        }
+        Ok(Some(bytes))
+    }
+}
+
+/// A partition as a stream of bytes that nobody writes.
+struct WindowBytes {
+    window: SlotWindow,
+    at: u64,
+}
+
+impl Read for WindowBytes {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let left = self.window.len().saturating_sub(self.at);
+        let count = usize::try_from(left).map_or(buf.len(), |left| buf.len().min(left));
+        self.window.read_at(self.at, &mut buf[..count])?;
+        self.at += count as u64;
+        Ok(count)
+    }
+}
+
+impl Seek for WindowBytes {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let place = match to {
+            SeekFrom::Start(place) => Some(place),
+            SeekFrom::Current(by) => self.at.checked_add_signed(by),
+            SeekFrom::End(by) => self.window.len().checked_add_signed(by),
+        };
+        self.at = place.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+        Ok(self.at)
+    }
+}
+
+impl Write for WindowBytes {
+    fn write(&mut self, _bytes: &[u8]) -> io::Result<usize> {
+        Err(io::Error::from(io::ErrorKind::PermissionDenied))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -3,8 +3,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends where something fails, its own functions included")]
 
+use protocol::payload::{Chunk, Content, Index};
 use protocol::slot::Slot;
 use protocol::status::StateName;
+use std::time::{Duration, Instant};
 use tests::blockdev::LoopDevice;
 use tests::images::text;
 use tests::node::{Node, Setup};
@@ -119,27 +121,147 @@ fn a_loop_device_with_sectors_of_4096_bytes() {
 
 #[test]
 fn a_release_with_a_boot_partition() {
-    let small = Small::new().unwrap();
-    let folder = small.world.folder();
-    let (boot1, boot2) = (folder.join("boot1"), folder.join("boot2"));
-    std::fs::write(&boot1, text(1, 3_000_001)).unwrap();
-    std::fs::write(&boot2, text(2, 2_999_999)).unwrap();
-    let mut more = vec!["--boot", path(&boot2).unwrap()];
-    more.extend_from_slice(FAST);
-    let release = small.world.publish("1.2.0", &small.v2, "alpha", &more).unwrap();
-    assert_eq!(release.manifest.partitions.len(), 2);
-    let disk_arguments = [DISK, &["--boot", path(&boot1).unwrap()]].concat();
-    let setup = Setup { disk_arguments: &disk_arguments, ..small.setup() };
-    let mut node = Node::new(&small.world, "node", small.world.address(), &setup).unwrap();
-    node.compare(Slot::A, "boot", &boot1).unwrap();
+    let world = WithBoot::new();
+    assert_eq!(world.release.manifest.partitions.len(), 2);
+    let mut node = world.node("node");
     node.engine(&[]).unwrap().ok().unwrap();
-    verify(&node);
-    node.compare(Slot::B, "root", &small.v2).unwrap();
-    node.compare(Slot::B, "boot", &boot2).unwrap();
-    node.compare(Slot::A, "boot", &boot1).unwrap();
+    node.compare(Slot::B, "root", &world.small.v2).unwrap();
+    node.compare(Slot::B, "boot", &world.boots[1]).unwrap();
+    world.together_or_not_at_all(&node);
     assert_eq!(node.boot().unwrap(), Slot::B);
     node.engine(&[]).unwrap().ok().unwrap();
     assert_eq!(node.status().unwrap().booted.unwrap().version, "1.2.0".parse().unwrap());
+}
+
+/// A world whose 1.0.0 and 1.2.0 have boot images, and a node that runs the former.
+struct WithBoot {
+    small: Small,
+    /// The boot images of 1.0.0 and of 1.2.0.
+    boots: [std::path::PathBuf; 2],
+    release: tests::world::Release,
+}
+
+impl WithBoot {
+    fn new() -> Self {
+        Self::of(Small::new().unwrap())
+    }
+
+    fn of(small: Small) -> Self {
+        let boots = ["boot1", "boot2"].map(|name| small.world.folder().join(name));
+        std::fs::write(&boots[0], text(1, 3_000_001)).unwrap();
+        std::fs::write(&boots[1], text(2, 2_999_999)).unwrap();
+        let more = [&["--boot", path(&boots[1]).unwrap()], FAST].concat();
+        let release = small.world.publish("1.2.0", &small.v2, "alpha", &more).unwrap();
+        Self { small, boots, release }
+    }
+
+    fn node(&self, name: &str) -> Node<'_> {
+        let disk_arguments = [DISK, &["--boot", path(&self.boots[0]).unwrap()]].concat();
+        let setup = Setup { disk_arguments: &disk_arguments, ..self.small.setup() };
+        Node::new(&self.small.world, name, self.small.world.address(), &setup).unwrap()
+    }
+
+    /// What B would be started from is of 1.2.0, all of it, or B cannot be booted.
+    fn together_or_not_at_all(&self, node: &Node<'_>) {
+        let bootable = node.open_disk().unwrap().attributes(Slot::B).bootable();
+        let root = node.compare(Slot::B, "root", &self.small.v2);
+        let boot = node.compare(Slot::B, "boot", &self.boots[1]);
+        assert!(!bootable || (root.is_ok() && boot.is_ok()), "B boots with {root:?} and {boot:?}");
+        node.compare(Slot::A, "root", &self.small.v1).unwrap();
+        node.compare(Slot::A, "boot", &self.boots[0]).unwrap();
+        verify(node);
+    }
+}
+
+/// How many bytes the payload holds for each partition.
+fn stored_bytes(release: &tests::world::Release) -> [u64; 2] {
+    let payload = release.payload().unwrap();
+    let file = std::fs::read(release.folder.join(format!("{}.payload", payload.sha256))).unwrap();
+    let head = usize::try_from(payload.head_size).unwrap();
+    let (_, index) = Index::parse_head(&file[..head]).unwrap();
+    let roles: Vec<&str> = index.partitions.iter().map(|partition| partition.role.as_str()).collect();
+    assert_eq!(roles, ["root", "boot"]);
+    let len = |chunk: &Chunk| match &chunk.content {
+        Content::Stored(stored) => u64::from(stored.len),
+        _ => 0,
+    };
+    [0, 1].map(|partition: usize| index.partitions[partition].chunks.iter().map(len).sum())
+}
+
+#[test]
+fn root_and_boot_image_become_active_together_or_not_at_all() {
+    let world = WithBoot::of(Small::all_new().unwrap());
+    let [root_bytes, boot_bytes] = stored_bytes(&world.release);
+    // Within the root image, and between it and the end of the boot image.
+    for (fetched, root_is_whole) in [(root_bytes / 2, false), (root_bytes + boot_bytes / 2, true)] {
+        let node = world.node(&format!("node-{fetched}"));
+        let mut engine = node.start_engine(&["--pause-at", &format!("downloading={fetched}")]).unwrap();
+        engine.wait_for("paused ").unwrap();
+        let limit = Instant::now() + Duration::from_secs(120);
+        // What was fetched is written by other threads.
+        while root_is_whole && node.compare(Slot::B, "root", &world.small.v2).is_err() {
+            assert!(Instant::now() < limit, "the root image is not written");
+            std::thread::yield_now();
+        }
+        engine.kill().unwrap();
+        engine.wait().unwrap();
+        world.together_or_not_at_all(&node);
+        assert_eq!(node.compare(Slot::B, "root", &world.small.v2).is_ok(), root_is_whole);
+        assert!(node.compare(Slot::B, "boot", &world.boots[1]).is_err());
+        assert!(!node.open_disk().unwrap().attributes(Slot::B).bootable());
+
+        node.engine(&[]).unwrap().ok().unwrap();
+        node.compare(Slot::B, "boot", &world.boots[1]).unwrap();
+        world.together_or_not_at_all(&node);
+        assert!(node.open_disk().unwrap().attributes(Slot::B).bootable());
+        let downloaded = node.status().unwrap().progress.bytes_downloaded;
+        assert!(
+            !root_is_whole || downloaded < boot_bytes + root_bytes / 2,
+            "{downloaded} bytes were fetched again: the root image stood already"
+        );
+    }
+}
+
+#[test]
+fn a_release_without_a_boot_image_is_refused_where_slots_start_from_one() {
+    let world = WithBoot::new();
+    let mut node = world.node("node");
+    world.small.world.set_channel("alpha", "1.1.0").unwrap();
+    let before = std::fs::read(&node.disk).unwrap();
+    let refused = node.engine(&[]).unwrap().expect_code(1).unwrap();
+    let status = node.status().unwrap();
+    let error = status.error.clone().unwrap_or_default();
+    assert!(
+        error.contains("the release does not fit: it has no image for the partition boot"),
+        "{refused} {status:?}"
+    );
+    assert!(before == std::fs::read(&node.disk).unwrap(), "nothing was written");
+    assert!(status.quarantine.is_empty(), "with another configuration it would fit");
+    // The next release, with both, is taken.
+    world.small.world.set_channel("alpha", "1.2.0").unwrap();
+    node.engine(&[]).unwrap().ok().unwrap();
+    world.together_or_not_at_all(&node);
+    assert_eq!(node.boot().unwrap(), Slot::B);
+    node.engine(&[]).unwrap().ok().unwrap();
+}
+
+#[test]
+fn what_another_release_left_in_the_boot_partition_is_not_started() {
+    // Slots that start from the root partition alone; an installation of a release with a boot image was cut off.
+    let world = WithBoot::new();
+    let node = world.small.node("node", world.small.world.address()).unwrap();
+    let mut engine = node.start_engine(&["--pause-at", "downloaded"]).unwrap();
+    engine.wait_for("paused ").unwrap();
+    engine.kill().unwrap();
+    engine.wait().unwrap();
+    node.compare(Slot::B, "boot", &world.boots[1]).unwrap();
+    world.small.world.set_channel("alpha", "1.1.0").unwrap();
+    node.engine(&[]).unwrap().ok().unwrap();
+    let disk = node.open_disk().unwrap();
+    assert!(disk.attributes(Slot::B).bootable());
+    node.compare(Slot::B, "root", &world.small.v2).unwrap();
+    let boot = disk.open_slot(&protocol::id::PartitionRole::boot(), Slot::B).unwrap();
+    assert!(disk::fit::is_empty(&boot).unwrap(), "the kernel of 1.2.0 would start the root of 1.1.0");
 }
 
 #[test]

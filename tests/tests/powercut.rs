@@ -12,14 +12,15 @@
 use disk::testing::{CrashState, Operation, Recording, RecordingMedium, Sampling};
 use disk::{Access, Disk, Medium, OpenError, ReadBack, SlotLayout};
 use machine::Mode;
+use protocol::id::PartitionRole;
 use protocol::slot::Slot;
 use protocol::status::{Exit, Status};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use tests::images::{Kind, Tree};
+use tests::images::{Kind, Tree, text};
 use tests::node::{Node, Setup};
 use tests::small::{DISK, FAST};
-use tests::world::World;
+use tests::world::{World, path};
 use update_engine::boot::Given;
 use update_engine::config::{Merged, Settings};
 use update_engine::node::{Engine, Options};
@@ -27,6 +28,8 @@ use update_engine::slots::Media;
 
 /// Length of an image: small, as every crash state is compared whole.
 const IMAGE: u64 = 512 << 10;
+/// Length of a boot image.
+const BOOT_IMAGE: usize = 70_001;
 /// About how many crash states of a recording the engine is restarted in.
 const RESTARTS: usize = 40;
 
@@ -117,7 +120,8 @@ impl Media for Recorded {
 /// A world where 1.0.0 runs and 1.1.0, which shares half of it, is on the channel.
 struct Scene {
     world: World,
-    images: [Vec<u8>; 2],
+    /// For each version, its images by role.
+    images: [[(PartitionRole, Vec<u8>); 2]; 2],
     config: PathBuf,
     disk: Vec<u8>,
 }
@@ -136,36 +140,46 @@ impl Scene {
         let old = Tree::generate(81, 300_000);
         old.write_image(&v1, IMAGE, Kind::Bytes).unwrap();
         old.updated(82, 60).write_image(&v2, IMAGE, Kind::Bytes).unwrap();
-        world.publish("1.1.0", &v2, "alpha", FAST).unwrap();
+        let boots = ["boot1.img", "boot2.img"].map(|name| world.folder().join(name));
+        for (seed, boot) in (83..).zip(&boots) {
+            std::fs::write(boot, text(seed, BOOT_IMAGE)).unwrap();
+        }
+        let boots = boots.each_ref().map(|boot| path(boot).unwrap());
+        world.publish("1.1.0", &v2, "alpha", &[FAST, &["--boot", boots[1]]].concat()).unwrap();
+        let disk_arguments = [DISK, &["--boot", boots[0]]].concat();
         let setup = Setup {
             root: &v1,
             version: "1.0.0",
             slot_size: "1M",
-            disk_arguments: DISK,
+            disk_arguments: &disk_arguments,
             channel: "alpha",
             config: "",
         };
         let node = Node::new(&world, "node", world.address(), &setup).unwrap();
         let disk = std::fs::read(&node.disk).unwrap();
-        let images = [std::fs::read(&v1).unwrap(), std::fs::read(&v2).unwrap()];
+        let images = [(v1, boots[0]), (v2, boots[1])].map(|(root, boot)| {
+            [
+                (PartitionRole::root(), std::fs::read(root).unwrap()),
+                (PartitionRole::boot(), std::fs::read(boot).unwrap()),
+            ]
+        });
         let config = node.config();
         Self { world, images, config, disk }
     }
 
-    /// The slot that the boot rule picks, which must hold its image whole.
+    /// The slot that the boot rule picks, which must hold the images of its release, all of them and whole.
     fn bootable(&self, image: &[u8]) -> Result<Slot, String> {
         let medium = Arc::new(RecordingMedium::new(image.to_vec(), 512));
         let disk = Disk::open(medium, &SlotLayout::default()).map_err(|error| error.to_string())?;
         let (slot, _) = disk.select().ok_or("no slot boots")?;
-        let role = "root".parse().map_err(|_| "root is no role")?;
-        let view = disk.partition(slot, &role).ok_or("no root partition")?;
-        let expected = &self.images[usize::from(slot == Slot::B)];
-        let start = usize::try_from(view.offset).unwrap();
-        if image[start..start + expected.len()] == expected[..] {
-            Ok(slot)
-        } else {
-            Err(format!("slot {slot} would boot and is not whole"))
+        for (role, expected) in &self.images[usize::from(slot == Slot::B)] {
+            let view = disk.partition(slot, role).ok_or("the slot lacks a partition")?;
+            let start = usize::try_from(view.offset).unwrap();
+            if image[start..start + expected.len()] != expected[..] {
+                return Err(format!("slot {slot} would boot and its {role} is not of its release"));
+            }
         }
+        Ok(slot)
     }
 
     /// Boots as the loader does, then runs the engine once.
