@@ -3,6 +3,7 @@
 //! On a node the kernel command line, os-release and the kernel say so. With `--disk` the command line of the engine
 //! does, and what it leaves out comes from the state folder.
 
+use crate::system::disk::Root;
 use machine::{Flip, Record};
 use protocol::id::BootId;
 use protocol::slot::{Attributes, Slot};
@@ -135,18 +136,18 @@ fn tried(record: &Record, attributes: impl Fn(Slot) -> Attributes) -> bool {
     })
 }
 
-/// The running system as it tells itself; `root` is `/`. `slot_of_partition` finds the slot of a PARTUUID.
+/// The running system as it tells itself; `root` is `/`. `of_root` finds the slot of a root partition.
 ///
 /// # Errors
 /// [`BootError`]
 pub fn running(
     root: &Path,
     given: &Given,
-    slot_of_partition: impl Fn(&str) -> Option<Slot>,
+    of_root: impl Fn(&Root) -> Option<Slot>,
 ) -> Result<Booted, BootError> {
     let slot = match given.slot {
         Some(slot) => slot,
-        None => slot_of(&read(&root.join("proc/cmdline"))?, slot_of_partition)?,
+        None => self::slot(root, of_root)?,
     };
     let version = match &given.version {
         Some(version) => version.clone(),
@@ -166,23 +167,26 @@ fn read(path: &Path) -> Result<String, BootError> {
     std::fs::read_to_string(path).map_err(|source| BootError::Read { path: path.to_owned(), source })
 }
 
-/// `flipside.slot=A`, else the slot of `root=PARTUUID=…`. The last one counts, as for the kernel.
-fn slot_of(command_line: &str, slot_of_partition: impl Fn(&str) -> Option<Slot>) -> Result<Slot, BootError> {
-    let words = || command_line.split_whitespace().rev();
-    if let Some(name) = words().find_map(|word| word.strip_prefix("flipside.slot=")) {
+/// The slot that runs: `flipside.slot=A` of the kernel command line, else the slot of `root=PARTUUID=…` or of
+/// `root=/dev/…`. The last one counts, as for the kernel. `root` is `/`.
+///
+/// # Errors
+/// [`BootError::Read`] and [`BootError::Slot`].
+pub fn slot(root: &Path, of_root: impl Fn(&Root) -> Option<Slot>) -> Result<Slot, BootError> {
+    let command_line = read(&root.join("proc/cmdline"))?;
+    let mut words = command_line.split_whitespace().rev();
+    if let Some(name) = words.find_map(|word| word.strip_prefix("flipside.slot=")) {
         return name.parse().map_err(|_| {
             BootError::Slot(format!("the kernel command line says flipside.slot={name}: expected A or B"))
         });
     }
-    let Some(id) = words().find_map(|word| word.strip_prefix("root=PARTUUID=")) else {
+    let Some(partition) = Root::of(&command_line, &root.join("dev")) else {
         return Err(BootError::Slot(
-            "the kernel command line has neither flipside.slot= nor root=PARTUUID=".to_owned(),
+            "the kernel command line has neither flipside.slot= nor root=PARTUUID= nor root=/dev/".to_owned(),
         ));
     };
-    slot_of_partition(id).ok_or_else(|| {
-        BootError::Slot(format!(
-            "root=PARTUUID={id} on the kernel command line is in neither slot of the disk"
-        ))
+    of_root(&partition).ok_or_else(|| {
+        BootError::Slot(format!("{partition} on the kernel command line is in neither slot of the disk"))
     })
 }
 
@@ -341,7 +345,10 @@ mod tests {
 
     #[test]
     fn a_running_system_tells_itself() {
-        let by_partition = |id: &str| (id == "1111-22").then_some(Slot::B);
+        let by_partition = |root: &Root| match root {
+            Root::PartUuid(id) => (id == "1111-22").then_some(Slot::B),
+            Root::Device(name) => (name == "vda3").then_some(Slot::A),
+        };
         let told = |cmdline: &str, os_release: &str| {
             let root = system(cmdline, os_release);
             running(root.path(), &Given::default(), by_partition)
@@ -352,8 +359,10 @@ mod tests {
         assert_eq!(told("quiet flipside.slot=A ro", both).unwrap(), "A 1.1.0 b-1");
         assert_eq!(told("flipside.slot=A flipside.slot=B", "VERSION_ID='12'").unwrap(), "B 12 b-1");
         assert_eq!(told("root=PARTUUID=1111-22 ro", both).unwrap(), "B 1.1.0 b-1");
+        assert_eq!(told("root=/dev/vda3 ro", both).unwrap(), "A 1.1.0 b-1");
         for (cmdline, os_release, part) in [
             ("quiet", both, "flipside.slot="),
+            ("root=/dev/sdb1", both, "root=/dev/sdb1 on the kernel command line is in neither slot"),
             ("root=PARTUUID=other", both, "neither slot"),
             ("flipside.slot=C", both, "expected A or B"),
             ("flipside.slot=A", "ID=debian", "IMAGE_VERSION"),

@@ -1,163 +1,121 @@
-//! Step 12, confirm: the checks that a new release must pass.
+//! Step 12, confirm: the checks that a new release must pass, all of them before one deadline.
 //!
-//! Every executable of the health folder is run, in the order of their names; each must exit 0 within its own time,
-//! and all of them before the deadline. What a failing check printed is the evidence.
+//! First what systemd says of the boot ([`crate::system::units`]), then every executable of the health folder, in the
+//! order of their names, each within its own time; last, where it is asked for, that the server can be reached. What was
+//! seen of a failure is the evidence. The server being out of reach is no failure.
 
-use futures::future::join;
+use crate::error::chain;
+use crate::network::Client;
+use crate::system::hooks::Subject;
+use crate::system::program::{self, Ended, executables};
+use crate::system::units::{self, Units};
 use machine::{Evidence, Health};
-use rustix::process::{Pid, Signal, kill_process_group};
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt as _};
-use tokio::process::{Child, Command};
-use tokio::sync::Notify;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
-/// How much of the end of a check's output is kept as evidence, in bytes.
-const EVIDENCE_MAX: usize = 1024;
-/// How long the output of a check that has ended may still come. What a check left running can keep it open for ever.
-const OUTPUT_GRACE: Duration = Duration::from_millis(200);
+/// How often the server is asked while it is out of reach.
+const SERVER_EVERY: Duration = Duration::from_secs(10);
+/// The most that is read of the server's answer, in bytes.
+const SERVER_ANSWER_MAX: u64 = 1 << 20;
 
-/// What the checks are told about the system they judge, as environment variables.
+/// What a release must pass.
 #[derive(Clone, Debug)]
-pub struct Subject {
-    /// `FLIPSIDE_SLOT`
-    pub slot: String,
-    /// `FLIPSIDE_VERSION`
-    pub version: String,
+pub struct Checks {
+    /// The folder of executables, if any is to be used.
+    pub dir: Option<PathBuf>,
+    /// The time that each of them has.
+    pub check_timeout: Duration,
+    /// What systemd must say, where it runs this system.
+    pub units: Option<Units>,
+    /// The server that must be reached, if one must.
+    pub server: Option<Client>,
 }
 
-/// Runs the checks of a folder, if there is one.
-pub async fn judge(dir: Option<&Path>, subject: &Subject, deadline: Duration, check: Duration) -> Health {
+/// Runs the checks.
+pub async fn judge(checks: &Checks, subject: &Subject, deadline: Duration) -> Health {
     let end = Instant::now() + deadline;
-    let checks = match dir.map_or_else(|| Ok(Vec::new()), executables) {
-        Ok(checks) => checks,
-        Err((path, error)) => return Health::Unknown(format!("cannot read {}: {error}", path.display())),
+    let programs = match checks.dir.as_deref().map_or_else(|| Ok(Vec::new()), executables) {
+        Ok(programs) => programs,
+        Err(error) => return Health::Unknown(chain(&error)),
     };
-    if let Some(dir) = dir.filter(|_| checks.is_empty()) {
+    let units = checks.units.as_ref().filter(|units| units.boot_complete || !units.required.is_empty());
+    if programs.is_empty() && units.is_none() && checks.server.is_none() {
+        let place = checks.dir.as_deref().map(|dir| format!(" in {}", dir.display())).unwrap_or_default();
         tracing::warn!(
-            "release {} is confirmed without a health check: there is none in {} (health.dir)",
-            subject.version,
-            dir.display()
+            "release {} is confirmed without a health check: there is none{place} (health.dir), and systemd is not asked",
+            subject.version
         );
     }
-    for path in checks {
-        let limit = end.min(Instant::now() + check);
+    if let Some(units) = units {
+        match units::wait(units, end).await {
+            units::Outcome::Good => tracing::info!("health: systemd says that the boot is complete"),
+            units::Outcome::Stopping => return Health::NotYet("the system is going down".to_owned()),
+            units::Outcome::Failed(evidence) => {
+                tracing::error!("health: {}", evidence.summary);
+                return Health::Failed(evidence);
+            }
+        }
+    }
+    for path in programs {
+        let limit = end.min(Instant::now() + checks.check_timeout);
         if let Err(evidence) = run(&path, subject, limit, limit == end).await {
-            tracing::error!("health check {} failed: {evidence}", path.display());
-            return Health::Failed(Evidence::summary(format!("health check {}: {evidence}", path.display())));
+            tracing::error!("{}", evidence.summary);
+            return Health::Failed(evidence);
         }
         tracing::info!("health check {} passed", path.display());
     }
-    Health::Passed
-}
-
-/// The executables of a folder, by name. A folder that is missing holds none.
-fn executables(dir: &Path) -> Result<Vec<PathBuf>, (PathBuf, std::io::Error)> {
-    let failed = |path: &Path| {
-        let path = path.to_owned();
-        move |error| (path, error)
-    };
-    let entries = match std::fs::read_dir(dir) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.map_err(failed(dir))?,
-    };
-    let mut found = Vec::new();
-    for entry in entries {
-        let path = entry.map_err(failed(dir))?.path();
-        // A dangling link is a check that cannot be run, not one to leave out.
-        let runs =
-            std::fs::metadata(&path).map_or(true, |m| m.is_file() && m.permissions().mode() & 0o111 != 0);
-        let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-        if runs && !hidden {
-            found.push(path);
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
-/// Ends a check and all that it started, however it is left.
-struct Group(Option<Pid>);
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        if let Some(pid) = self.0 {
-            // The group may be gone already, which is what is wanted.
-            let _ = kill_process_group(pid, Signal::KILL);
-        }
+    match &checks.server {
+        None => Health::Passed,
+        Some(server) => reach(server, end).await,
     }
 }
 
-fn group_of(child: &Child) -> Group {
-    Group(child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw))
+async fn run(path: &Path, subject: &Subject, limit: Instant, is_deadline: bool) -> Result<(), Evidence> {
+    let outcome = program::run(subject.command(path), limit, program::EVIDENCE_MAX).await;
+    if outcome.success() {
+        return Ok(());
+    }
+    let late = if is_deadline {
+        "not finished at the deadline (health.deadline_s)"
+    } else {
+        "not finished in time (health.check_timeout_s)"
+    };
+    let mut log = String::new();
+    for (name, bytes) in [("error output", &outcome.stderr), ("output", &outcome.stdout)] {
+        if !bytes.is_empty() {
+            let text = String::from_utf8_lossy(bytes);
+            log.push_str(&format!("-- {name} of {}\n{}\n", path.display(), text.trim_end()));
+        }
+    }
+    if let Ended::Exited(status) = &outcome.ended {
+        log.push_str(&format!("{}: {status}\n", path.display()));
+    }
+    let summary = format!("health check {}: {}", path.display(), outcome.tell(late));
+    Err(Evidence { summary, log })
 }
 
-async fn run(path: &Path, subject: &Subject, limit: Instant, is_deadline: bool) -> Result<(), String> {
-    let mut child = Command::new(path)
-        .env("FLIPSIDE_SLOT", &subject.slot)
-        .env("FLIPSIDE_VERSION", &subject.version)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0)
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(|error| format!("cannot be run: {error}"))?;
-    let _group = group_of(&child);
-    let (mut out, mut err) = (Vec::new(), Vec::new());
-    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-    let ended = Notify::new();
-    let status = async {
-        let status = timeout_at(limit, child.wait()).await;
-        ended.notify_one();
-        status
-    };
-    let output = async {
-        let grace = async {
-            ended.notified().await;
-            sleep(OUTPUT_GRACE).await;
+/// Any answer of the server will do, that it has no such document included, but for an error of its own.
+async fn reach(server: &Client, end: Instant) -> Health {
+    loop {
+        let asked = timeout_at(end, server.get("v1/metadata/timestamp.json", SERVER_ANSWER_MAX)).await;
+        let why = match asked {
+            Ok(Ok(_)) => return Health::Passed,
+            Ok(Err(error)) => chain(&error),
+            Err(_) => "it does not answer".to_owned(),
         };
-        tokio::select! {
-            _ = join(tail(stdout, &mut out), tail(stderr, &mut err)) => {}
-            () = grace => {}
+        if Instant::now() + SERVER_EVERY >= end {
+            return Health::NotYet(format!("the server cannot be reached (health.require_server): {why}"));
         }
-    };
-    let problem = match tokio::join!(status, output).0 {
-        Ok(Ok(status)) if status.success() => return Ok(()),
-        Ok(Ok(status)) => status.to_string(),
-        Ok(Err(error)) => error.to_string(),
-        Err(_) if is_deadline => "not finished at the deadline (health.deadline_s)".to_owned(),
-        Err(_) => "not finished in time (health.check_timeout_s)".to_owned(),
-    };
-    let mut evidence = problem;
-    for bytes in [&err, &out] {
-        let text = String::from_utf8_lossy(bytes);
-        let text = text.trim();
-        if !text.is_empty() {
-            evidence.push_str("; ");
-            evidence.push_str(text);
-        }
-    }
-    Err(evidence)
-}
-
-/// Reads all there is and keeps its end.
-async fn tail(source: Option<impl AsyncRead + Unpin>, kept: &mut Vec<u8>) {
-    let Some(mut source) = source else { return };
-    let mut buffer = vec![0; 4096];
-    while let Ok(count @ 1..) = source.read(&mut buffer).await {
-        kept.extend_from_slice(&buffer[..count]);
-        let excess = kept.len().saturating_sub(EVIDENCE_MAX);
-        kept.drain(..excess);
+        tracing::info!("health: the server cannot be reached yet: {why}");
+        sleep_until(Instant::now() + SERVER_EVERY).await;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
 
     fn script(dir: &Path, name: &str, mode: u32, body: &str) {
         let path = dir.join(name);
@@ -167,7 +125,8 @@ mod tests {
 
     async fn judged(dir: &Path, check: Duration) -> Health {
         let subject = Subject { slot: "B".to_owned(), version: "1.1.0".to_owned() };
-        judge(Some(dir), &subject, Duration::from_secs(60), check).await
+        let checks = Checks { dir: Some(dir.to_owned()), check_timeout: check, units: None, server: None };
+        judge(&checks, &subject, Duration::from_secs(60)).await
     }
 
     const LONG: Duration = Duration::from_secs(30);
@@ -256,15 +215,5 @@ mod tests {
         assert!(
             matches!(judged(dir.path(), LONG).await, Health::Failed(e) if e.summary.contains("cannot be run"))
         );
-    }
-
-    #[test]
-    fn only_the_end_of_the_output_is_kept() {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let mut kept = Vec::new();
-        let source = [vec![b'x'; 100_000], b"end".to_vec()].concat();
-        runtime.block_on(tail(Some(source.as_slice()), &mut kept));
-        assert_eq!(kept.len(), EVIDENCE_MAX);
-        assert!(kept.ends_with(b"end"));
     }
 }

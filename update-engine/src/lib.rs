@@ -10,6 +10,8 @@
 //! | [`check`] | 4, 5: the server asked, its answer judged |
 //! | [`install`], [`slots`], [`preflight`] | 5 to 8: the release fetched and written, the slots changed |
 //! | [`health`], [`reboot`] | 12, 10 |
+//! | [`system`] | 9 to 12: systemd, logind, hooks, what is known of a boot that failed |
+//! | [`confirm`] | 12: goes back where the engine does not confirm |
 //! | [`cli`] | all: the command lines of both programs |
 //! | [`local`] | all: `updatectl` on the node itself |
 //! | [`operator`] | 3, 4: `updatectl` against a server |
@@ -18,6 +20,7 @@ pub mod boot;
 pub mod check;
 pub mod cli;
 pub mod config;
+pub mod confirm;
 pub mod driver;
 pub mod error;
 pub mod health;
@@ -35,3 +38,4 @@ pub mod reboot;
 pub mod slots;
 pub mod state;
 pub mod status;
+pub mod system;

@@ -4,17 +4,24 @@ use crate::boot::{self, BootError, Booted, Given};
 use crate::check::Checker;
 use crate::config::Settings;
 use crate::driver::{Driver, Parts, Signal};
+use crate::health::Checks;
 use crate::install::{Installer, Meter};
 use crate::network::{Client, NetworkError};
-use crate::operations::{HealthChecks, Operations};
+use crate::operations::{Hooks, Operations, Rebooting};
 use crate::pause::Pause;
-use crate::slots::{Media, Slots, SlotsError, slot_of_partition};
+use crate::slots::{Media, Slots, SlotsError};
 use crate::state::{StateError, StateFolder};
+use crate::system::bus::Bus;
+use crate::system::disk::{DiscoveryError, Root, find};
+use crate::system::evidence::{self, Places};
+use crate::system::logind::Warnings;
+use crate::system::units::{Units, systemd_runs};
 use machine::{Facts, Mode, Record, Start, State};
 use protocol::status::{Exit, Status};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 
 /// What the command line adds to the configuration.
@@ -45,9 +52,9 @@ pub enum StartError {
     /// The HTTP client.
     #[error(transparent)]
     Network(#[from] NetworkError),
-    /// No disk is configured.
-    #[error("no disk: set disk.device in the configuration, or give --disk")]
-    NoDisk,
+    /// No disk is configured, and none is found.
+    #[error(transparent)]
+    Disk(#[from] DiscoveryError),
 }
 
 /// An engine ready to start.
@@ -56,6 +63,8 @@ pub struct Engine {
     driver: Driver,
     facts: Facts,
     seed: u64,
+    /// The record as it was found, for what is known of the boots before this one.
+    found: Record,
 }
 
 impl Engine {
@@ -64,8 +73,10 @@ impl Engine {
     /// # Errors
     /// [`StartError`]
     pub fn new(settings: Settings, options: &Options) -> Result<Self, StartError> {
-        let device =
-            options.disk.clone().or_else(|| settings.disk.device.clone()).ok_or(StartError::NoDisk)?;
+        let device = match options.disk.clone().or_else(|| settings.disk.device.clone()) {
+            Some(device) => device,
+            None => find(&settings.disk.layout)?,
+        };
         Self::on(Arc::new(device), settings, options)
     }
 
@@ -95,16 +106,20 @@ impl Engine {
             operations: operations(&settings, options, &folder, client, slots, node),
             folder,
             pause: options.pause,
-            state: State::new(settings.policy, record),
+            state: State::new(settings.policy, record.clone()),
         };
-        Ok(Self { driver: Driver::new(parts), facts, seed })
+        Ok(Self { driver: Driver::new(parts), facts, seed, found: record })
     }
 
     /// Runs, and returns the exit code and the last status.
     pub async fn run(self, mode: Mode, signals: mpsc::Receiver<Signal>) -> (Exit, Status) {
-        let start = Start { facts: self.facts, mode, seed: self.seed, previous: String::new() };
+        let Self { driver, facts, seed, found } = self;
+        // Only the boots of this machine have left traces on it.
+        let places = if facts.reboot_allowed { Places::default() } else { Places::none() };
+        let previous = evidence::previous(&found, facts.slot, &facts.attributes, &places).await;
+        let start = Start { facts, mode, seed, previous };
         // Boxed: the driver is large, and whoever awaits this would carry it.
-        Box::pin(self.driver.run(start, signals)).await
+        Box::pin(driver.run(start, signals)).await
     }
 }
 
@@ -113,7 +128,7 @@ fn facts(slots: &Slots, record: &Record, options: &Options, random: u64) -> Resu
     let attributes = slots.attributes()?;
     let own_disk = options.disk.is_none();
     let Booted { slot, version, boot_id } = if own_disk {
-        boot::running(Path::new("/"), &options.booted, |id| slot_of_partition(&disk, id))?
+        boot::running(Path::new("/"), &options.booted, |root: &Root| root.slot(&disk, Path::new("/sys")))?
     } else {
         boot::simulated(&options.booted, record, |slot| *attributes.get(slot), random)?
     };
@@ -129,7 +144,7 @@ fn operations(
     node: protocol::id::NodeId,
 ) -> Operations {
     let abort = Arc::new(AtomicBool::new(false));
-    let health = &settings.health;
+    let (health, own_disk) = (&settings.health, options.disk.is_none());
     Operations {
         checker: Checker {
             client: client.clone(),
@@ -139,20 +154,34 @@ fn operations(
             anchor: settings.root.clone(),
         },
         installer: Installer {
-            client,
+            client: client.clone(),
             slots: Arc::new(Mutex::new(slots)),
             heads: folder.heads_dir(),
             meter: Arc::new(Meter::default()),
             abort: Arc::clone(&abort),
             pause: options.pause,
         },
-        health: HealthChecks {
-            dir: (options.disk.is_none() || health.dir_is_set).then(|| health.dir.clone()),
+        health: Checks {
+            dir: (own_disk || health.dir_is_set).then(|| health.dir.clone()),
             check_timeout: health.check_timeout,
+            units: (own_disk && systemd_runs(Path::new("/")))
+                .then(|| Units::of_this_system(health.boot_complete, health.required_units.clone())),
+            server: health.require_server.then(|| client.clone()),
         },
-        reboot_command: settings.reboot_command.clone(),
+        hooks: Hooks {
+            dir: (own_disk || settings.hooks.dir_is_set).then(|| settings.hooks.dir.clone()),
+            timeout: settings.hooks.timeout,
+            reboot_timeout: settings.hooks.reboot_timeout,
+        },
+        rebooting: Rebooting {
+            command: settings.reboot.command.clone(),
+            bus: Bus::system(),
+            warn: settings.reboot.warn,
+            hold_max: Duration::from_secs(settings.policy.hold_max_s.into()),
+            warnings: Mutex::new(Warnings::default()),
+        },
         state_dir: folder.path().to_owned(),
-        own_disk: options.disk.is_none(),
+        own_disk,
         authorized: Mutex::new(None),
         abort,
         wake: Notify::new(),

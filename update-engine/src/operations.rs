@@ -1,21 +1,23 @@
 //! Steps 5 to 12: the operations that the state machine asks for, each done and answered by its one event.
 
+mod system;
+
 use crate::check::Checker;
-use crate::health::{self, Subject};
+use crate::health::Checks;
 use crate::install::Installer;
 use crate::pause::{Pause, Point};
 use crate::preflight;
-use crate::reboot::reboot;
 use crate::slots::{Slots, SlotsError};
-use machine::{Event, Facts, Failure, FailureKind, Health, Operation, Permit, Record, Release};
+use machine::{Event, Facts, Failure, FailureKind, Operation, Permit, Record, Release};
 use protocol::slot::Slot;
 use protocol::status::StateName;
 use protocol::version::Version;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 use trust::Authorized;
+
+pub use system::{Hooks, Rebooting};
 
 /// What an operation needs to know of the machine's state when it starts.
 #[derive(Clone, Debug)]
@@ -38,15 +40,6 @@ impl Context {
     }
 }
 
-/// What judges the health of a new release.
-#[derive(Clone, Debug)]
-pub struct HealthChecks {
-    /// The folder of executables, if any is to be used.
-    pub dir: Option<PathBuf>,
-    /// The time that each check has.
-    pub check_timeout: Duration,
-}
-
 /// Does operations, one at a time.
 #[derive(Debug)]
 pub struct Operations {
@@ -55,9 +48,11 @@ pub struct Operations {
     /// Brings releases to the disk.
     pub installer: Installer,
     /// Judges them.
-    pub health: HealthChecks,
-    /// The reboot command.
-    pub reboot_command: Vec<String>,
+    pub health: Checks,
+    /// What the node's owner has run.
+    pub hooks: Hooks,
+    /// Reboots.
+    pub rebooting: Rebooting,
     /// The state folder.
     pub state_dir: PathBuf,
     /// The disk is this machine's own, not one given by `--disk`.
@@ -148,7 +143,7 @@ impl Operations {
             }
             Operation::ReleasePermit => Event::Permit(Permit::Released),
             Operation::PrepareReboot { .. } => Event::RebootPrepared(Ok(())),
-            Operation::Reboot => Event::RebootRequested(reboot(&self.reboot_command).await),
+            Operation::Reboot => Event::RebootRequested(self.reboot().await),
             Operation::PostConfirm { .. } => Event::PostConfirmed(Ok(())),
         }
     }
@@ -228,7 +223,8 @@ impl Operations {
             self.state_survives().await?;
         }
         preflight::state_space(&self.state_dir, authorized.manifest())?;
-        self.on_slots(move |slots| slots.preflight(authorized.manifest(), target, running)).await
+        self.on_slots(move |slots| slots.preflight(authorized.manifest(), target, running)).await?;
+        self.pre_install(&release, target).await
     }
 
     /// Whether the state folder outlives a slot change. Asked before an update only: what was activated before is
@@ -268,16 +264,5 @@ impl Operations {
             .await?;
         tracing::info!(?how, "slot {target} was read back and holds the release");
         Ok(())
-    }
-
-    async fn judge(&self, context: &Context, deadline_s: u32) -> Health {
-        let subject = Subject { slot: context.facts.slot.to_string(), version: context.running.to_string() };
-        let deadline = Duration::from_secs(deadline_s.into());
-        let dir = self.health.dir.as_deref();
-        let judged = async { Ok(health::judge(dir, &subject, deadline, self.health.check_timeout).await) };
-        match self.unless_stopped(judged).await {
-            Ok(health) => health,
-            Err(failure) => Health::NotYet(failure.detail),
-        }
     }
 }

@@ -1,30 +1,48 @@
-//! Step 10, reboot: the configured command. With `--disk` the machine never asks for it.
+//! Step 10, reboot: by the configured command, else by logind, else by `systemctl reboot`. With `--disk` the machine
+//! never asks for it.
 
+use crate::error::chain;
+use crate::system::bus::Bus;
+use crate::system::logind;
+use crate::system::program;
 use machine::{Failure, FailureKind};
-use std::process::Stdio;
+use std::time::Duration;
 use tokio::process::Command;
+use tokio::time::Instant;
 
-/// Runs the reboot command: a program and its arguments.
+/// How long a reboot command may take.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Asks for the reboot. `wall` is what logind tells the users with it; empty for nothing.
 ///
 /// # Errors
-/// A [`Failure`] of the node where it cannot be run or exits with something else than 0.
-pub async fn reboot(command: &[String]) -> Result<(), Failure> {
+/// A [`Failure`] of the node where nobody reboots it.
+pub async fn reboot(command: Option<&[String]>, bus: &Bus, wall: &str) -> Result<(), Failure> {
+    if let Some(command) = command {
+        return run(command).await;
+    }
+    match logind::reboot(bus, wall).await {
+        Ok(()) => Ok(()),
+        Err(error) => {
+            tracing::warn!("logind does not reboot, so systemctl is run: {}", chain(&error));
+            run(&["systemctl", "reboot"].map(str::to_owned)).await
+        }
+    }
+}
+
+async fn run(command: &[String]) -> Result<(), Failure> {
     let line = command.join(" ");
     let failure =
         |why: String| Failure::new(FailureKind::Node, format!("cannot reboot with `{line}`: {why}"));
     let (program, arguments) =
         command.split_first().ok_or_else(|| failure("no command is set".to_owned()))?;
-    let output = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .output()
-        .await
-        .map_err(|error| failure(error.to_string()))?;
-    if output.status.success() {
+    let mut command = Command::new(program);
+    command.args(arguments);
+    let outcome = program::run(command, Instant::now() + COMMAND_TIMEOUT, program::EVIDENCE_MAX).await;
+    if outcome.success() {
         return Ok(());
     }
-    let text = String::from_utf8_lossy(&output.stderr);
-    Err(failure(format!("{}; {}", output.status, text.trim().chars().take(300).collect::<String>())))
+    Err(failure(outcome.tell(&format!("not finished after {} s", COMMAND_TIMEOUT.as_secs()))))
 }
 
 #[cfg(test)]
@@ -32,12 +50,14 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn failures_are_told() {
-        let command = |words: &[&str]| words.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>();
-        assert_eq!(reboot(&command(&["true"])).await, Ok(()));
-        let failed = reboot(&command(&["sh", "-c", "echo inhibited >&2; exit 4"])).await.unwrap_err();
+    async fn failures_of_a_command_are_told() {
+        let words = |words: &[&str]| words.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>();
+        let nowhere = Bus::at("unix:path=/no/such/bus".to_owned(), Duration::from_secs(1));
+        let reboot = async |command: &[&str]| reboot(Some(&words(command)), &nowhere, "").await;
+        assert_eq!(reboot(&["true"]).await, Ok(()));
+        let failed = reboot(&["sh", "-c", "echo inhibited >&2; exit 4"]).await.unwrap_err();
         assert!(failed.detail.contains("inhibited") && failed.detail.contains('4'), "{}", failed.detail);
-        assert!(reboot(&command(&["/no/such/program"])).await.is_err());
+        assert!(reboot(&["/no/such/program"]).await.is_err());
         assert!(reboot(&[]).await.is_err());
     }
 }

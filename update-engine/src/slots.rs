@@ -9,7 +9,6 @@ use disk::{
 };
 use machine::PerSlot;
 use protocol::digest::Sha256;
-use protocol::id::PartitionRole;
 use protocol::manifest::{Manifest, PartitionImage};
 use protocol::slot::{Attributes, Slot};
 use std::path::{Path, PathBuf};
@@ -299,15 +298,6 @@ impl Slots {
     pub fn condemn(&mut self, slot: Slot) -> Result<PerSlot<Attributes>, SlotsError> {
         self.change(|disk| disk.condemn(slot))
     }
-}
-
-/// The slot whose root partition has this PARTUUID.
-#[must_use]
-pub fn slot_of_partition(disk: &Disk, id: &str) -> Option<Slot> {
-    Slot::ALL.into_iter().find(|slot| {
-        disk.partition(*slot, &PartitionRole::root())
-            .is_some_and(|view| view.unique_guid.to_string().eq_ignore_ascii_case(id))
-    })
 }
 
 fn attributes_of(disk: &Disk) -> PerSlot<Attributes> {

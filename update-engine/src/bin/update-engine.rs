@@ -14,12 +14,15 @@ use update_engine::driver::Signal;
 use update_engine::error::chain;
 use update_engine::node::{Engine, Options};
 use update_engine::pause::Pause;
-use update_engine::{local, logging, manners};
+use update_engine::{confirm, local, logging, manners};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     logging::start(cli.log.as_deref(), "info");
-    let Verb::Run(run) = cli.command;
+    let run = match cli.command {
+        Verb::Run(run) => run,
+        Verb::Confirm(args) => return confirm::run(&args).into(),
+    };
     match serve(run) {
         Ok(exit) => exit.into(),
         Err(error) => {

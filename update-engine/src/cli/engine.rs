@@ -1,5 +1,6 @@
 //! All steps: the command line of `update-engine`.
 
+use crate::confirm::ConfirmArgs;
 use crate::pause::Point;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use protocol::id::BootId;
@@ -24,6 +25,9 @@ pub struct Cli {
 pub enum Verb {
     /// Check, install, activate, confirm: once, or until it is stopped.
     Run(Run),
+    /// Wait for the running slot to be confirmed, and exit 1 where it is not in time and there is another one to go
+    /// back to. For update-engine-confirm.service, which reboots then; it changes nothing itself.
+    Confirm(ConfirmArgs),
 }
 
 /// `update-engine run`

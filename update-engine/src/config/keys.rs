@@ -53,8 +53,33 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "reboot.command",
-        Some("[\"systemctl\", \"reboot\"]"),
-        "what reboots this machine; never run with --disk",
+        None,
+        "a program and its arguments that reboot this machine, instead of logind; never run with --disk",
+    ),
+    key(
+        "reboot.hold_max_s",
+        Some("600"),
+        "seconds for which inhibitors and sessions may hold a reboot; after that it goes ahead all the same",
+    ),
+    key(
+        "reboot.warn",
+        Some("true"),
+        "whether users who are logged in are warned of a reboot on their terminals",
+    ),
+    key(
+        "hooks.dir",
+        Some("\"/etc/update-engine/hooks\""),
+        "the folder with pre-install.d, pre-reboot.d and post-confirm.d; with --disk only where it is set",
+    ),
+    key(
+        "hooks.timeout_s",
+        Some("300"),
+        "seconds after which one pre-install or post-confirm hook is ended and counts as failed",
+    ),
+    key(
+        "hooks.reboot_timeout_s",
+        Some("1800"),
+        "seconds after which one pre-reboot hook is ended and counts as failed",
     ),
     key(
         "health.dir",
@@ -66,6 +91,21 @@ pub const KEYS: &[Key] = &[
         "health.check_timeout_s",
         Some("60"),
         "seconds after which one health check is ended and counts as failed",
+    ),
+    key(
+        "health.boot_complete",
+        Some("true"),
+        "where systemd runs, boot-complete.target must be reached before a new release is confirmed",
+    ),
+    key(
+        "health.required_units",
+        Some("[]"),
+        "units that must be active before a new release is confirmed, as in [\"sshd.service\"]",
+    ),
+    key(
+        "health.require_server",
+        Some("false"),
+        "whether a new release is confirmed only once the server can be reached; an outage delays, and never condemns",
     ),
     key("download.connect_timeout_s", Some("30"), "seconds to wait for a connection"),
     key(
@@ -124,7 +164,11 @@ pub const KEYS: &[Key] = &[
     key("policy.backoff_first_s", Some("60"), "the pause after a failed attempt; doubled each time"),
     key("policy.backoff_max_s", Some("14400"), "the longest such pause"),
     key("policy.tries", Some("3"), "boots that a new release is given before the loader falls back: 1 to 15"),
-    key("disk.device", None, "the disk with the slots, as in /dev/nvme0n1; --disk wins over it"),
+    key(
+        "disk.device",
+        None,
+        "the disk with the slots, as in /dev/nvme0n1; the one that holds the running slot, if not set; --disk wins over it",
+    ),
     key(
         "disk.roles",
         None,

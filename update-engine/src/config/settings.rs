@@ -24,13 +24,15 @@ pub struct Settings {
     pub root: PathBuf,
     /// `[state] dir`
     pub state_dir: PathBuf,
-    /// `[reboot] command`: a program and its arguments, never empty.
-    pub reboot_command: Vec<String>,
+    /// `[reboot] command` and `warn`.
+    pub reboot: Reboot,
+    /// `[hooks]`
+    pub hooks: Hooks,
     /// `[health]`
     pub health: Health,
     /// `[download]`
     pub download: Download,
-    /// `[policy]`, and `[reboot]` but for the command.
+    /// `[policy]`, and what `[reboot]` says of when.
     pub policy: machine::Policy,
     /// `[disk]`
     pub disk: Disk,
@@ -65,6 +67,34 @@ pub struct Health {
     pub deadline: Duration,
     /// For each check.
     pub check_timeout: Duration,
+    /// Whether `boot-complete.target` must be reached.
+    pub boot_complete: bool,
+    /// Units that must be active.
+    pub required_units: Vec<String>,
+    /// Whether the server must be reached.
+    pub require_server: bool,
+}
+
+/// How the node is rebooted.
+#[derive(Clone, Debug)]
+pub struct Reboot {
+    /// A program and its arguments, never empty; logind where there is none.
+    pub command: Option<Vec<String>>,
+    /// Whether users are warned.
+    pub warn: bool,
+}
+
+/// What the node's owner has run.
+#[derive(Clone, Debug)]
+pub struct Hooks {
+    /// The folder with a folder for each stage.
+    pub dir: PathBuf,
+    /// Whether a file names the folder, rather than the default.
+    pub dir_is_set: bool,
+    /// For each hook but those before a reboot.
+    pub timeout: Duration,
+    /// For each hook before a reboot.
+    pub reboot_timeout: Duration,
 }
 
 /// How bytes are fetched.
@@ -126,12 +156,21 @@ impl Settings {
             },
             root: read.path("trust.root")?,
             state_dir: read.path("state.dir")?,
-            reboot_command: read.command()?,
+            reboot: Reboot { command: read.command()?, warn: read.required("reboot.warn")? },
+            hooks: Hooks {
+                dir: read.path("hooks.dir")?,
+                dir_is_set: merged.get("hooks.dir").is_some(),
+                timeout: read.seconds("hooks.timeout_s", 1..=86_400)?,
+                reboot_timeout: read.seconds("hooks.reboot_timeout_s", 1..=86_400)?,
+            },
             health: Health {
                 dir: read.path("health.dir")?,
                 dir_is_set: merged.get("health.dir").is_some(),
                 deadline: read.seconds("health.deadline_s", 1..=86_400)?,
                 check_timeout: read.seconds("health.check_timeout_s", 1..=86_400)?,
+                boot_complete: read.required("health.boot_complete")?,
+                required_units: read.units()?,
+                require_server: read.required("health.require_server")?,
             },
             download: read.download()?,
             policy: read.policy()?,
@@ -304,12 +343,27 @@ impl Reader<'_> {
         Ok(url)
     }
 
-    fn command(&self) -> Result<Vec<String>, ConfigError> {
-        let command: Vec<String> = self.required("reboot.command")?;
+    fn command(&self) -> Result<Option<Vec<String>>, ConfigError> {
+        let Some(command) = self.optional::<Vec<String>>("reboot.command")? else { return Ok(None) };
         if command.first().is_none_or(String::is_empty) {
             return Err(self.bad("reboot.command", "expected a program and its arguments, found nothing"));
         }
-        Ok(command)
+        Ok(Some(command))
+    }
+
+    fn units(&self) -> Result<Vec<String>, ConfigError> {
+        const KINDS: [&str; 8] = ["service", "target", "socket", "mount", "timer", "path", "swap", "device"];
+        let units: Vec<String> = self.required("health.required_units")?;
+        let is_unit = |name: &str| {
+            name.rsplit_once('.').is_some_and(|(_, kind)| KINDS.contains(&kind)) && !name.contains('/')
+        };
+        match units.iter().find(|name| !is_unit(name)) {
+            Some(name) => Err(self.bad(
+                "health.required_units",
+                format!("expected units with their kind, as in sshd.service, found {name:?}"),
+            )),
+            None => Ok(units),
+        }
     }
 
     fn policy(&self) -> Result<machine::Policy, ConfigError> {
@@ -330,6 +384,7 @@ impl Reader<'_> {
             zone: self.zone()?,
             tries: self.number("policy.tries", 1..=15)?,
             health_deadline_s: self.number("health.deadline_s", 1..=86_400)?,
+            hold_max_s: self.number("reboot.hold_max_s", 0..=86_400)?,
             poll_interval_s: self.number("policy.poll_interval_s", 10..=WEEK)?,
             poll_jitter_s: self.number("policy.poll_jitter_s", 0..=WEEK)?,
             first_check_s: self.number("policy.first_check_s", 0..=WEEK)?,

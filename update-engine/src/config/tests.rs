@@ -77,7 +77,9 @@ fn the_issues_configuration_is_enough() {
     assert_eq!(settings.root, Path::new("/etc/keys/root.json"), "relative to the file that names it");
     assert_eq!(settings.policy.strategy, Strategy::Off);
     assert_eq!(settings.disk.layout, disk::SlotLayout::default());
-    assert!(!settings.health.dir_is_set);
+    assert!(!settings.health.dir_is_set && !settings.hooks.dir_is_set);
+    assert_eq!(settings.reboot.command, None, "logind reboots where no command is set");
+    assert!(settings.health.boot_complete && !settings.health.require_server && settings.reboot.warn);
 }
 
 #[test]
@@ -99,6 +101,11 @@ fn every_mistake_names_its_place() {
         ("[reboot]\nstrategy = \"window\"\n", "reboot.windows: strategy window needs at least one window"),
         ("[reboot]\nwindows = [{ start = \"25:00\", length_s = 60 }]\n", "expected a start like 02:00"),
         ("[reboot]\ncommand = []\n", "/etc/node.toml:2: reboot.command: expected a program"),
+        (
+            "[health]\nrequired_units = [\"sshd\"]\n",
+            "/etc/node.toml:2: health.required_units: expected units with",
+        ),
+        ("[hooks]\ntimeout_s = 0\n", "hooks.timeout_s: expected a number from 1 to 86400, found 0"),
         ("[disk]\nroles = [{ role = \"boot\", a = \"A\", b = \"B\" }]\n", "expected a role \"root\""),
         (
             "[disk]\nroles = [{ role = \"root\", a = \"R\", b = \"R\" }]\n",

@@ -110,7 +110,9 @@ pub(super) fn slots(options: &NodeOptions, json: bool) -> Result<Exit, LocalErro
         }
         None => {
             let settings = options.settings()?;
-            (settings.disk.device.ok_or(crate::node::StartError::NoDisk)?, settings.disk.layout)
+            let layout = settings.disk.layout;
+            let found = settings.disk.device.map_or_else(|| crate::system::disk::find(&layout), Ok);
+            (found.map_err(crate::node::StartError::from)?, layout)
         }
     };
     let record = StateFolder::view(&options.folder()?).load()?.record.unwrap_or_default();

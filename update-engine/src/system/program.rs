@@ -1,0 +1,203 @@
+//! All steps: a program run with a time-out, ended with all that it started, the end of its output kept.
+//!
+//! Health checks, hooks, the reboot command and `journalctl` all go through here.
+
+use futures::future::join;
+use rustix::process::{Pid, Signal, kill_process_group};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::process::{Child, Command};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, timeout_at};
+
+/// How much of the end of a program's output is kept as evidence, in bytes.
+pub const EVIDENCE_MAX: usize = 1024;
+/// How long the output of a program that has ended may still come. What it left running can keep it open for ever.
+const OUTPUT_GRACE: Duration = Duration::from_millis(200);
+
+/// How a program ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// By itself.
+    Exited(ExitStatus),
+    /// It was ended when its time was over.
+    TimedOut,
+    /// It could not be started, or waited for.
+    Failed(std::io::Error),
+}
+
+/// What became of a program.
+#[derive(Debug)]
+pub struct Outcome {
+    /// How it ended.
+    pub ended: Ended,
+    /// The end of what it printed.
+    pub stdout: Vec<u8>,
+    /// The end of its error output.
+    pub stderr: Vec<u8>,
+}
+
+impl Outcome {
+    /// Whether it ended by itself with exit code 0.
+    #[must_use]
+    pub fn success(&self) -> bool {
+        matches!(&self.ended, Ended::Exited(status) if status.success())
+    }
+
+    /// How it ended in a few words, then what it printed, errors first. `late` says which time-out it missed.
+    #[must_use]
+    pub fn tell(&self, late: &str) -> String {
+        let mut told = match &self.ended {
+            Ended::Exited(status) => status.to_string(),
+            Ended::TimedOut => late.to_owned(),
+            Ended::Failed(error) => format!("cannot be run: {error}"),
+        };
+        for bytes in [&self.stderr, &self.stdout] {
+            let text = String::from_utf8_lossy(bytes);
+            let text = text.trim();
+            if !text.is_empty() {
+                told.push_str("; ");
+                told.push_str(text);
+            }
+        }
+        told
+    }
+}
+
+/// Ends a program and all that it started, however it is left.
+struct Group(Option<Pid>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(pid) = self.0 {
+            // The group may be gone already, which is what is wanted.
+            let _ = kill_process_group(pid, Signal::KILL);
+        }
+    }
+}
+
+fn group_of(child: &Child) -> Group {
+    Group(child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw))
+}
+
+/// Runs a program until `limit`, without input, and keeps the last `keep` bytes of either output. When this is left,
+/// the program has ended, and with it everything it started.
+pub async fn run(mut command: Command, limit: Instant, keep: usize) -> Outcome {
+    let spawned = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn();
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    let mut child = match spawned {
+        Ok(child) => child,
+        Err(error) => return Outcome { ended: Ended::Failed(error), stdout, stderr },
+    };
+    let _group = group_of(&child);
+    let (out, err) = (child.stdout.take(), child.stderr.take());
+    let ended = Notify::new();
+    let status = async {
+        let status = timeout_at(limit, child.wait()).await;
+        ended.notify_one();
+        status
+    };
+    let output = async {
+        let grace = async {
+            ended.notified().await;
+            sleep(OUTPUT_GRACE).await;
+        };
+        tokio::select! {
+            _ = join(tail(out, &mut stdout, keep), tail(err, &mut stderr, keep)) => {}
+            () = grace => {}
+        }
+    };
+    let ended = match tokio::join!(status, output).0 {
+        Ok(Ok(status)) => Ended::Exited(status),
+        Ok(Err(error)) => Ended::Failed(error),
+        Err(_) => Ended::TimedOut,
+    };
+    Outcome { ended, stdout, stderr }
+}
+
+/// Reads all there is and keeps its end.
+async fn tail(source: Option<impl AsyncRead + Unpin>, kept: &mut Vec<u8>, keep: usize) {
+    let Some(mut source) = source else { return };
+    let mut buffer = vec![0; 4096];
+    while let Ok(count @ 1..) = source.read(&mut buffer).await {
+        kept.extend_from_slice(&buffer[..count]);
+        let excess = kept.len().saturating_sub(keep);
+        kept.drain(..excess);
+    }
+}
+
+/// A folder of programs that cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read {}", path.display())]
+pub struct FolderError {
+    /// What cannot be read.
+    pub path: PathBuf,
+    /// Why.
+    #[source]
+    pub source: std::io::Error,
+}
+
+/// The executables of a folder, by name. A folder that is missing holds none; names that begin with a dot are left out.
+///
+/// # Errors
+/// [`FolderError`]
+pub fn executables(dir: &Path) -> Result<Vec<PathBuf>, FolderError> {
+    let failed = |source| FolderError { path: dir.to_owned(), source };
+    let entries = match std::fs::read_dir(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(failed)?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(failed)?.path();
+        // A dangling link is a program that cannot be run, not one to leave out.
+        let runs =
+            std::fs::metadata(&path).map_or(true, |m| m.is_file() && m.permissions().mode() & 0o111 != 0);
+        let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        if runs && !hidden {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_end_of_the_output_is_kept() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let mut kept = Vec::new();
+        let source = [vec![b'x'; 100_000], b"end".to_vec()].concat();
+        runtime.block_on(tail(Some(source.as_slice()), &mut kept, EVIDENCE_MAX));
+        assert_eq!(kept.len(), EVIDENCE_MAX);
+        assert!(kept.ends_with(b"end"));
+    }
+
+    #[tokio::test]
+    async fn how_it_ended_is_told() {
+        let ended = async |script: &str, time: Duration| {
+            let mut command = Command::new("sh");
+            command.args(["-c", script]);
+            run(command, Instant::now() + time, 3).await
+        };
+        let long = Duration::from_secs(30);
+        let good = ended("echo abcdef; exit 0", long).await;
+        assert!(good.success() && good.stdout == b"ef\n", "{good:?}");
+        assert_eq!(ended("echo no >&2; exit 3", long).await.tell(""), "exit status: 3; no");
+        assert_eq!(ended("sleep 300", Duration::from_millis(50)).await.tell("too late"), "too late");
+        let missing = run(Command::new("/no/such/program"), Instant::now() + long, 3).await;
+        assert!(missing.tell("").starts_with("cannot be run: "), "{missing:?}");
+    }
+}

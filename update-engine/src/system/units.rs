@@ -1,0 +1,449 @@
+//! Step 12, confirm: what systemd says of this boot: whether `boot-complete.target` is reached and the required units
+//! run.
+//!
+//! Two kinds of answers end the waiting before the deadline: all is well, or something has failed for good. A unit that
+//! systemd starts again (`Restart=`) is `activating` until systemd gives it up, and one that is `failed` counts only
+//! when it is still so a second later with no job to start it.
+
+use super::bus::{Bus, BusError, Connection, Peer, Properties, text};
+use super::evidence;
+use crate::error::chain;
+use machine::Evidence;
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Duration;
+use tokio::time::{Instant, sleep_until};
+use zbus::zvariant::OwnedObjectPath;
+
+/// The target that stands for a finished boot.
+pub const BOOT_COMPLETE: &str = "boot-complete.target";
+
+const NAME: &str = "org.freedesktop.systemd1";
+const MANAGER: Peer<'static> =
+    Peer { name: NAME, path: "/org/freedesktop/systemd1", interface: "org.freedesktop.systemd1.Manager" };
+const UNIT: &str = "org.freedesktop.systemd1.Unit";
+const SERVICE: &str = "org.freedesktop.systemd1.Service";
+
+/// How often systemd is asked.
+const POLL: Duration = Duration::from_secs(1);
+/// Lines of the journal that are kept of each unit.
+const JOURNAL_LINES: u32 = 30;
+/// Units whose states and journals are kept.
+const UNITS_MAX: usize = 8;
+
+/// Whether systemd runs this system, as `sd_booted` tells. `root` is `/`.
+#[must_use]
+pub fn systemd_runs(root: &Path) -> bool {
+    root.join("run/systemd/system").is_dir()
+}
+
+/// What a boot must have brought.
+#[derive(Clone, Debug)]
+pub struct Units {
+    /// Where systemd is asked, the first that answers.
+    pub buses: Vec<Bus>,
+    /// `boot-complete.target` is waited for.
+    pub boot_complete: bool,
+    /// The units that must be active.
+    pub required: Vec<String>,
+}
+
+impl Units {
+    /// Asks systemd over the system bus, and by its own socket where there is no bus.
+    #[must_use]
+    pub fn of_this_system(boot_complete: bool, required: Vec<String>) -> Self {
+        let private = "unix:path=/run/systemd/private".to_owned();
+        let buses = vec![Bus::system(), Bus::direct(private, super::bus::TIMEOUT)];
+        Self { buses, boot_complete, required }
+    }
+}
+
+/// A unit as systemd sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UnitState {
+    /// Its name.
+    pub name: String,
+    /// `loaded`, `not-found`, `masked`, …
+    pub load: String,
+    /// `active`, `inactive`, `activating`, `failed`, …
+    pub active: String,
+    /// The finer state.
+    pub sub: String,
+    /// Of a service: `success`, `exit-code`, `timeout`, …
+    pub result: String,
+    /// Of a service: the exit code of its main process.
+    pub exit_status: i32,
+    /// A job to start or stop it waits or runs.
+    pub job: bool,
+    /// What it needs to be started.
+    pub needs: Vec<String>,
+}
+
+impl UnitState {
+    fn failed(&self) -> bool {
+        self.active == "failed" && !self.job
+    }
+
+    fn line(&self) -> String {
+        let mut line = format!("{}: {} ({})", self.name, self.active, self.sub);
+        if self.load != "loaded" {
+            line.push_str(&format!(", {}", self.load));
+        }
+        if !self.result.is_empty() && self.result != "success" {
+            line.push_str(&format!(", result {}, exit code {}", self.result, self.exit_status));
+        }
+        if self.job {
+            line.push_str(", a job is under way");
+        }
+        line
+    }
+}
+
+/// What was seen at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    /// `boot-complete.target`, where it is asked for.
+    pub target: Option<UnitState>,
+    /// The units that the target needs.
+    pub needed: Vec<UnitState>,
+    /// The units that must be active.
+    pub required: Vec<UnitState>,
+    /// The engine had the target started, as nothing else did.
+    pub started: bool,
+    /// `starting`, `running`, `degraded`, `stopping`, …
+    pub system: String,
+}
+
+/// What follows from it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// All is as it must be.
+    Good,
+    /// Not yet, in a line.
+    Wait(String),
+    /// Nothing has the target started: have it started.
+    Start,
+    /// It will not get better, in a line; these units are to blame.
+    Failed(String, BTreeSet<String>),
+    /// The system is on its way down.
+    Stopping,
+}
+
+/// Judges what was seen.
+#[must_use]
+pub fn judge(seen: &Seen) -> Verdict {
+    if seen.system == "stopping" {
+        return Verdict::Stopping;
+    }
+    let blame = |states: Vec<&UnitState>| states.into_iter().map(|state| state.name.clone()).collect();
+    let failed: Vec<_> = seen.required.iter().filter(|state| state.failed()).collect();
+    if !failed.is_empty() {
+        let lines: Vec<_> = failed.iter().map(|state| state.line()).collect();
+        return Verdict::Failed(format!("a required unit failed: {}", lines.join("; ")), blame(failed));
+    }
+    match seen.target.as_ref().map_or(Verdict::Good, |target| judge_target(target, seen)) {
+        Verdict::Good => {}
+        verdict => return verdict,
+    }
+    match seen.required.iter().find(|state| state.active != "active") {
+        None => Verdict::Good,
+        Some(state) => Verdict::Wait(format!("a required unit is not active: {}", state.line())),
+    }
+}
+
+fn judge_target(target: &UnitState, seen: &Seen) -> Verdict {
+    if target.active == "active" || matches!(target.load.as_str(), "not-found" | "masked") {
+        return Verdict::Good;
+    }
+    if target.job {
+        return Verdict::Wait(format!("{BOOT_COMPLETE} is not reached yet"));
+    }
+    let failed: Vec<_> = seen.needed.iter().filter(|state| state.failed()).collect();
+    if failed.is_empty() && target.active == "inactive" && !seen.started {
+        return Verdict::Start;
+    }
+    let names: BTreeSet<_> = failed.iter().map(|state| state.name.clone()).collect();
+    let why = if failed.is_empty() {
+        target.line()
+    } else {
+        format!("needs {}", failed.iter().map(|state| state.line()).collect::<Vec<_>>().join("; "))
+    };
+    Verdict::Failed(format!("{BOOT_COMPLETE} is not reached: {why}"), names)
+}
+
+/// What came of waiting.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Everything asked for is there.
+    Good,
+    /// It failed, or was not there at the deadline.
+    Failed(Evidence),
+    /// It cannot be judged: the system is going down.
+    Stopping,
+}
+
+/// Waits until everything asked for is there, something failed for good, or the deadline.
+pub async fn wait(units: &Units, deadline: Instant) -> Outcome {
+    let mut watch = Watch { units, started: false, suspect: None, told: String::new() };
+    loop {
+        let last = match watch.look(deadline).await {
+            Ok(Some(outcome)) => return outcome,
+            Ok(None) => watch.told.clone(),
+            Err(error) => {
+                let told = format!("systemd cannot be asked: {}", chain(&error));
+                if told != watch.told {
+                    tracing::warn!("{told}");
+                    watch.told.clone_from(&told);
+                }
+                told
+            }
+        };
+        if Instant::now() >= deadline {
+            let summary = format!("not there at the deadline (health.deadline_s): {last}");
+            return Outcome::Failed(watch.evidence(summary, BTreeSet::new()).await);
+        }
+        sleep_until(deadline.min(Instant::now() + POLL)).await;
+    }
+}
+
+struct Watch<'a> {
+    units: &'a Units,
+    /// The target was started by us.
+    started: bool,
+    /// What failed at the last look: it counts if it still does at the next.
+    suspect: Option<BTreeSet<String>>,
+    /// What was logged last.
+    told: String,
+}
+
+impl Watch<'_> {
+    /// One look; `None` to wait on.
+    async fn look(&mut self, deadline: Instant) -> Result<Option<Outcome>, BusError> {
+        let connection = self.connect().await?;
+        let seen = see(&connection, self.units, self.started).await?;
+        let verdict = judge(&seen);
+        let before = self.suspect.take();
+        match verdict {
+            Verdict::Good => return Ok(Some(Outcome::Good)),
+            Verdict::Stopping => return Ok(Some(Outcome::Stopping)),
+            Verdict::Wait(why) => self.tell(why),
+            Verdict::Start => {
+                tracing::info!("nothing has {BOOT_COMPLETE} started: the engine does");
+                let body = (BOOT_COMPLETE, "replace");
+                let _: OwnedObjectPath = connection.call(MANAGER, "StartUnit", &body).await?;
+                self.started = true;
+            }
+            Verdict::Failed(why, names) => {
+                if before.as_ref() == Some(&names) || Instant::now() >= deadline {
+                    return Ok(Some(Outcome::Failed(self.evidence(why, names).await)));
+                }
+                self.tell(why);
+                self.suspect = Some(names);
+            }
+        }
+        Ok(None)
+    }
+
+    fn tell(&mut self, why: String) {
+        if self.told != why {
+            tracing::info!("health: {why}");
+            self.told = why;
+        }
+    }
+
+    async fn connect(&self) -> Result<Connection, BusError> {
+        let mut first = None;
+        for bus in &self.units.buses {
+            match bus.connect().await {
+                Ok(connection) => return Ok(connection),
+                Err(error) => first = first.or(Some(error)),
+            }
+        }
+        let nowhere = || BusError::Late { what: "nobody".to_owned(), after: Duration::ZERO };
+        Err(first.unwrap_or_else(nowhere))
+    }
+
+    /// The states of the units that matter and the ends of their journals. Bounded in time and length.
+    async fn evidence(&self, summary: String, mut names: BTreeSet<String>) -> Evidence {
+        let mut log = String::new();
+        if let Ok(connection) = self.connect().await {
+            names.extend(failed_units(&connection).await);
+            if let Ok(seen) = see(&connection, self.units, self.started).await {
+                log.push_str(&format!("the system is {}\n", seen.system));
+                for state in seen.required.iter().chain(&seen.target) {
+                    log.push_str(&format!("{}\n", state.line()));
+                    if state.active != "active" && state.name != BOOT_COMPLETE {
+                        names.insert(state.name.clone());
+                    }
+                }
+            }
+            for name in names.iter().take(UNITS_MAX) {
+                if let Ok(state) = state_of(&connection, name).await {
+                    log.push_str(&format!("{}\n", state.line()));
+                }
+            }
+        }
+        for name in names.iter().take(UNITS_MAX) {
+            log.push_str(&evidence::journal_of_unit(name, JOURNAL_LINES).await);
+        }
+        Evidence { summary, log: evidence::bounded(&log) }
+    }
+}
+
+async fn see(connection: &Connection, units: &Units, started: bool) -> Result<Seen, BusError> {
+    let mut seen =
+        Seen { started, system: text(&manager(connection).await?, "SystemState"), ..Seen::default() };
+    if units.boot_complete {
+        let target = state_of(connection, BOOT_COMPLETE).await?;
+        if target.active != "active" {
+            for name in &target.needs {
+                seen.needed.push(state_of(connection, name).await?);
+            }
+        }
+        seen.target = Some(target);
+    }
+    for name in &units.required {
+        seen.required.push(state_of(connection, name).await?);
+    }
+    Ok(seen)
+}
+
+async fn manager(connection: &Connection) -> Result<Properties, BusError> {
+    connection.properties(MANAGER).await
+}
+
+/// The state of a unit, loaded if need be. One that does not exist is `not-found`.
+async fn state_of(connection: &Connection, name: &str) -> Result<UnitState, BusError> {
+    let path: OwnedObjectPath = connection.call(MANAGER, "LoadUnit", &(name,)).await?;
+    let unit = Peer { name: NAME, path: path.as_str(), interface: UNIT };
+    let of_unit = connection.properties(unit).await?;
+    let of_service = if name.ends_with(".service") {
+        connection.properties(Peer { interface: SERVICE, ..unit }).await?
+    } else {
+        Properties::new()
+    };
+    let list = |name: &str| -> Vec<String> {
+        let value = of_unit.get(name).and_then(|value| value.try_clone().ok());
+        value.and_then(|value| value.try_into().ok()).unwrap_or_default()
+    };
+    let job = of_unit.get("Job").and_then(|value| value.try_clone().ok());
+    let job: Option<(u32, OwnedObjectPath)> = job.and_then(|value| value.try_into().ok());
+    Ok(UnitState {
+        name: name.to_owned(),
+        load: text(&of_unit, "LoadState"),
+        active: text(&of_unit, "ActiveState"),
+        sub: text(&of_unit, "SubState"),
+        result: text(&of_service, "Result"),
+        exit_status: of_service
+            .get("ExecMainStatus")
+            .and_then(|value| value.downcast_ref::<i32>().ok())
+            .unwrap_or_default(),
+        job: job.is_some_and(|(id, _)| id != 0),
+        needs: ["Requires", "Requisite", "BindsTo"].into_iter().flat_map(list).collect(),
+    })
+}
+
+/// The names of the units that have failed, of the whole system.
+async fn failed_units(connection: &Connection) -> Vec<String> {
+    type Listed =
+        Vec<(String, String, String, String, String, String, OwnedObjectPath, u32, String, OwnedObjectPath)>;
+    let listed: Result<Listed, _> = connection.call(MANAGER, "ListUnitsFiltered", &(vec!["failed"],)).await;
+    listed.map(|units| units.into_iter().map(|unit| unit.0).collect()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unit(name: &str, active: &str, job: bool) -> UnitState {
+        UnitState {
+            name: name.to_owned(),
+            load: "loaded".to_owned(),
+            active: active.to_owned(),
+            sub: "x".to_owned(),
+            job,
+            ..UnitState::default()
+        }
+    }
+
+    fn seen(target: (&str, bool), needed: &[(&str, bool)], required: &[(&str, bool)]) -> Seen {
+        let units = |list: &[(&str, bool)], name: &str| {
+            list.iter().map(|(active, job)| unit(name, active, *job)).collect()
+        };
+        Seen {
+            target: Some(unit(BOOT_COMPLETE, target.0, target.1)),
+            needed: units(needed, "needed.service"),
+            required: units(required, "required.service"),
+            started: false,
+            system: "starting".to_owned(),
+        }
+    }
+
+    fn word(verdict: &Verdict) -> &'static str {
+        match verdict {
+            Verdict::Good => "good",
+            Verdict::Wait(_) => "wait",
+            Verdict::Start => "start",
+            Verdict::Failed(..) => "failed",
+            Verdict::Stopping => "stopping",
+        }
+    }
+
+    #[test]
+    fn the_target_and_the_units_decide() {
+        let no: &[(&str, bool)] = &[];
+        for (seen, expected) in [
+            (seen(("active", false), no, no), "good"),
+            (seen(("active", false), no, &[("active", false)]), "good"),
+            (seen(("inactive", true), no, no), "wait"),
+            // Its dependencies are still being started.
+            (seen(("inactive", true), &[("failed", false)], no), "wait"),
+            (seen(("inactive", false), &[("failed", false)], no), "failed"),
+            // A job will start it again.
+            (seen(("inactive", false), &[("failed", true)], no), "start"),
+            (seen(("inactive", false), &[("active", false)], no), "start"),
+            (seen(("inactive", false), no, no), "start"),
+            // Restart=on-failure: not failed until systemd says so.
+            (seen(("active", false), no, &[("activating", false)]), "wait"),
+            (seen(("active", false), no, &[("failed", false)]), "failed"),
+            (seen(("active", false), no, &[("failed", true)]), "wait"),
+            (seen(("inactive", true), no, &[("failed", false)]), "failed"),
+            // A one-shot service that has done its work, or one that nothing starts: the deadline tells.
+            (seen(("active", false), no, &[("inactive", false)]), "wait"),
+            (seen(("active", false), no, &[("active", false), ("inactive", true)]), "wait"),
+        ] {
+            assert_eq!(word(&judge(&seen)), expected, "{seen:?}");
+        }
+    }
+
+    #[test]
+    fn a_target_that_was_started_in_vain_has_failed() {
+        let mut seen = seen(("inactive", false), &[("active", false)], &[]);
+        seen.started = true;
+        assert_eq!(word(&judge(&seen)), "failed");
+        seen.system = "stopping".to_owned();
+        assert_eq!(judge(&seen), Verdict::Stopping, "an operator's shutdown condemns nothing");
+    }
+
+    #[test]
+    fn a_systemd_without_the_target_is_not_waited_for() {
+        let mut seen = seen(("inactive", false), &[], &[]);
+        for load in ["not-found", "masked"] {
+            seen.target.as_mut().unwrap().load = load.to_owned();
+            assert_eq!(judge(&seen), Verdict::Good);
+        }
+        seen.target = None;
+        assert_eq!(judge(&seen), Verdict::Good, "not asked for");
+    }
+
+    #[test]
+    fn a_failure_names_the_unit_and_its_exit() {
+        let mut seen = seen(("inactive", false), &[("failed", false)], &[]);
+        seen.needed[0].result = "exit-code".to_owned();
+        seen.needed[0].exit_status = 3;
+        let Verdict::Failed(why, names) = judge(&seen) else { panic!("expected a failure") };
+        let expected = "boot-complete.target is not reached: needs needed.service: failed (x), result exit-code, exit code 3";
+        assert_eq!(why, expected);
+        assert_eq!(names, BTreeSet::from(["needed.service".to_owned()]));
+    }
+}
