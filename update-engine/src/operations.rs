@@ -142,9 +142,13 @@ impl Operations {
                 Event::Permit(Permit::Unsupported("no reboot lock is configured for this node".to_owned()))
             }
             Operation::ReleasePermit => Event::Permit(Permit::Released),
-            Operation::PrepareReboot { .. } => Event::RebootPrepared(Ok(())),
+            Operation::PrepareReboot { version, hooks, force } => {
+                Event::RebootPrepared(self.prepare_reboot(&context, &version, hooks, force).await)
+            }
             Operation::Reboot => Event::RebootRequested(self.reboot().await),
-            Operation::PostConfirm { .. } => Event::PostConfirmed(Ok(())),
+            Operation::PostConfirm { version } => {
+                Event::PostConfirmed(self.post_confirm(&context, &version).await)
+            }
         }
     }
 

@@ -18,4 +18,6 @@ pub mod evidence;
 pub mod hooks;
 pub mod logind;
 pub mod program;
+#[cfg(test)]
+mod tests;
 pub mod units;

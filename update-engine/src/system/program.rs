@@ -86,6 +86,10 @@ fn group_of(child: &Child) -> Group {
 /// Runs a program until `limit`, without input, and keeps the last `keep` bytes of either output. When this is left,
 /// the program has ended, and with it everything it started.
 pub async fn run(mut command: Command, limit: Instant, keep: usize) -> Outcome {
+    // A program that spoke to systemd in the engine's name would be taken for the engine.
+    for name in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"] {
+        command.env_remove(name);
+    }
     let spawned = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
