@@ -307,6 +307,32 @@ fn a_reboot_that_a_person_asks_for_is_prepared_and_can_be_cancelled() {
     until(&mut world, reboots);
 }
 
+/// Neither stands in the way of the other: no hooks are run for the one, then for the other, and again.
+#[test]
+fn a_person_s_reboot_goes_ahead_though_the_update_has_no_permit() {
+    let mut world = daemon(Strategy::Lock, &[Good]);
+    world.act(&Action::Lock(false)).unwrap();
+    world.act(&Action::Holds(Some(HoldKind::Inhibitor))).unwrap();
+    until(&mut world, |operation| matches!(operation, Operation::AcquirePermit { .. }));
+    world.finish(End::Well).unwrap();
+    reply(&mut world, Command::Reboot);
+    let mut hooks = 0;
+    for _ in 0..400 {
+        match world.operation() {
+            Some(Operation::Reboot) => {
+                assert_eq!(hooks, 1);
+                return;
+            }
+            Some(_) => {
+                hooks += u32::from(matches!(preparing(&world), Some((true, _))));
+                world.finish(End::Well).unwrap();
+            }
+            None => world.pass(10).unwrap(),
+        }
+    }
+    panic!("it never reboots: {}", waits_for(&world));
+}
+
 #[test]
 fn one_pass_after_another_does_not_respect_for_ever() {
     let mut world = offered(Strategy::Immediate, Mode::Once, &[Good]);

@@ -178,7 +178,7 @@ impl Turn {
                 return self.decide_release();
             }
             // What holds an update that is staged would hold this as well.
-            if self.state.run.hold_until.is_some() && self.state.run.waiting.is_some() {
+            if matches!(self.state.run.waiting, Some(Waiting::Hook(_) | Waiting::Inhibitor(_))) {
                 return None;
             }
             let version = self.state.running_version()?.clone();
