@@ -103,7 +103,7 @@ impl Engine {
             node: node.clone(),
             problems,
             client: client.clone(),
-            operations: operations(&settings, options, &folder, client, slots, node),
+            operations: operations(&settings, options, &folder, &client, slots, node),
             folder,
             pause: options.pause,
             state: State::new(settings.policy, record.clone()),
@@ -116,7 +116,7 @@ impl Engine {
         let Self { driver, facts, seed, found } = self;
         // Only the boots of this machine have left traces on it.
         let places = if facts.reboot_allowed { Places::default() } else { Places::none() };
-        let previous = evidence::previous(&found, facts.slot, &facts.attributes, &places).await;
+        let previous = Box::pin(evidence::previous(&found, facts.slot, &facts.attributes, &places)).await;
         let start = Start { facts, mode, seed, previous };
         // Boxed: the driver is large, and whoever awaits this would carry it.
         Box::pin(driver.run(start, signals)).await
@@ -139,7 +139,7 @@ fn operations(
     settings: &Settings,
     options: &Options,
     folder: &StateFolder,
-    client: Client,
+    client: &Client,
     slots: Slots,
     node: protocol::id::NodeId,
 ) -> Operations {

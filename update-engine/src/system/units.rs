@@ -26,6 +26,8 @@ const SERVICE: &str = "org.freedesktop.systemd1.Service";
 
 /// How often systemd is asked.
 const POLL: Duration = Duration::from_secs(1);
+/// How often the target is started where nothing else does, before that counts as a failure.
+const STARTS_MAX: u32 = 3;
 /// Lines of the journal that are kept of each unit.
 const JOURNAL_LINES: u32 = 30;
 /// Units whose states and journals are kept.
@@ -108,8 +110,8 @@ pub struct Seen {
     pub needed: Vec<UnitState>,
     /// The units that must be active.
     pub required: Vec<UnitState>,
-    /// The engine had the target started, as nothing else did.
-    pub started: bool,
+    /// How often the engine had the target started, as nothing else did.
+    pub starts: u32,
     /// `starting`, `running`, `degraded`, `stopping`, …
     pub system: String,
 }
@@ -159,16 +161,20 @@ fn judge_target(target: &UnitState, seen: &Seen) -> Verdict {
         return Verdict::Wait(format!("{BOOT_COMPLETE} is not reached yet"));
     }
     let failed: Vec<_> = seen.needed.iter().filter(|state| state.failed()).collect();
-    if failed.is_empty() && target.active == "inactive" && !seen.started {
+    if !failed.is_empty() {
+        let names = failed.iter().map(|state| state.name.clone()).collect();
+        let lines: Vec<_> = failed.iter().map(|state| state.line()).collect();
+        return Verdict::Failed(format!("{BOOT_COMPLETE} is not reached: needs {}", lines.join("; ")), names);
+    }
+    // A first failure ends the target's job, even where systemd starts the unit again by itself.
+    let on_its_way = |state: &&UnitState| state.job || !matches!(&*state.active, "active" | "inactive");
+    if let Some(state) = seen.needed.iter().find(on_its_way) {
+        return Verdict::Wait(format!("{BOOT_COMPLETE} needs {}", state.line()));
+    }
+    if seen.starts < STARTS_MAX {
         return Verdict::Start;
     }
-    let names: BTreeSet<_> = failed.iter().map(|state| state.name.clone()).collect();
-    let why = if failed.is_empty() {
-        target.line()
-    } else {
-        format!("needs {}", failed.iter().map(|state| state.line()).collect::<Vec<_>>().join("; "))
-    };
-    Verdict::Failed(format!("{BOOT_COMPLETE} is not reached: {why}"), names)
+    Verdict::Failed(format!("{BOOT_COMPLETE} is not reached: {}", target.line()), BTreeSet::new())
 }
 
 /// What came of waiting.
@@ -184,7 +190,7 @@ pub enum Outcome {
 
 /// Waits until everything asked for is there, something failed for good, or the deadline.
 pub async fn wait(units: &Units, deadline: Instant) -> Outcome {
-    let mut watch = Watch { units, started: false, suspect: None, told: String::new() };
+    let mut watch = Watch { units, starts: 0, suspect: None, told: String::new() };
     loop {
         let last = match watch.look(deadline).await {
             Ok(Some(outcome)) => return outcome,
@@ -208,8 +214,8 @@ pub async fn wait(units: &Units, deadline: Instant) -> Outcome {
 
 struct Watch<'a> {
     units: &'a Units,
-    /// The target was started by us.
-    started: bool,
+    /// How often the target was started by us.
+    starts: u32,
     /// What failed at the last look: it counts if it still does at the next.
     suspect: Option<BTreeSet<String>>,
     /// What was logged last.
@@ -220,7 +226,7 @@ impl Watch<'_> {
     /// One look; `None` to wait on.
     async fn look(&mut self, deadline: Instant) -> Result<Option<Outcome>, BusError> {
         let connection = self.connect().await?;
-        let seen = see(&connection, self.units, self.started).await?;
+        let seen = see(&connection, self.units, self.starts).await?;
         let verdict = judge(&seen);
         let before = self.suspect.take();
         match verdict {
@@ -231,7 +237,7 @@ impl Watch<'_> {
                 tracing::info!("nothing has {BOOT_COMPLETE} started: the engine does");
                 let body = (BOOT_COMPLETE, "replace");
                 let _: OwnedObjectPath = connection.call(MANAGER, "StartUnit", &body).await?;
-                self.started = true;
+                self.starts += 1;
             }
             Verdict::Failed(why, names) => {
                 if before.as_ref() == Some(&names) || Instant::now() >= deadline {
@@ -268,7 +274,7 @@ impl Watch<'_> {
         let mut log = String::new();
         if let Ok(connection) = self.connect().await {
             names.extend(failed_units(&connection).await);
-            if let Ok(seen) = see(&connection, self.units, self.started).await {
+            if let Ok(seen) = see(&connection, self.units, self.starts).await {
                 log.push_str(&format!("the system is {}\n", seen.system));
                 for state in seen.required.iter().chain(&seen.target) {
                     log.push_str(&format!("{}\n", state.line()));
@@ -290,9 +296,9 @@ impl Watch<'_> {
     }
 }
 
-async fn see(connection: &Connection, units: &Units, started: bool) -> Result<Seen, BusError> {
+async fn see(connection: &Connection, units: &Units, starts: u32) -> Result<Seen, BusError> {
     let mut seen =
-        Seen { started, system: text(&manager(connection).await?, "SystemState"), ..Seen::default() };
+        Seen { starts, system: text(&manager(connection).await?, "SystemState"), ..Seen::default() };
     if units.boot_complete {
         let target = state_of(connection, BOOT_COMPLETE).await?;
         if target.active != "active" {
@@ -374,7 +380,7 @@ mod tests {
             target: Some(unit(BOOT_COMPLETE, target.0, target.1)),
             needed: units(needed, "needed.service"),
             required: units(required, "required.service"),
-            started: false,
+            starts: 0,
             system: "starting".to_owned(),
         }
     }
@@ -399,8 +405,9 @@ mod tests {
             // Its dependencies are still being started.
             (seen(("inactive", true), &[("failed", false)], no), "wait"),
             (seen(("inactive", false), &[("failed", false)], no), "failed"),
-            // A job will start it again.
-            (seen(("inactive", false), &[("failed", true)], no), "start"),
+            // A job will start it again, or systemd itself.
+            (seen(("inactive", false), &[("failed", true)], no), "wait"),
+            (seen(("inactive", false), &[("activating", false)], no), "wait"),
             (seen(("inactive", false), &[("active", false)], no), "start"),
             (seen(("inactive", false), no, no), "start"),
             // Restart=on-failure: not failed until systemd says so.
@@ -419,7 +426,7 @@ mod tests {
     #[test]
     fn a_target_that_was_started_in_vain_has_failed() {
         let mut seen = seen(("inactive", false), &[("active", false)], &[]);
-        seen.started = true;
+        seen.starts = STARTS_MAX;
         assert_eq!(word(&judge(&seen)), "failed");
         seen.system = "stopping".to_owned();
         assert_eq!(judge(&seen), Verdict::Stopping, "an operator's shutdown condemns nothing");
