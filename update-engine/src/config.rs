@@ -4,6 +4,7 @@
 //! each other, [`settings`] turns the result into domain types. Nothing downstream validates again.
 
 pub mod fragment;
+pub mod import;
 pub mod keys;
 pub mod settings;
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! and disk, which needs the engine to be stopped meanwhile.
 
 mod act;
+pub mod import;
 mod show;
 
 use crate::config::{ConfigError, FOLDERS, Merged, Settings};
@@ -81,7 +82,7 @@ pub enum NodeCommand {
     /// Why this node is or is not updating now.
     Explain,
     /// The configuration, and where each value comes from.
-    Config,
+    Config(import::ConfigOptions),
 }
 
 /// The commands about quarantined releases.
@@ -106,6 +107,9 @@ pub enum LocalError {
     /// The configuration.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// Another engine's configuration.
+    #[error(transparent)]
+    Translate(#[from] import::TranslateError),
     /// The state folder.
     #[error(transparent)]
     State(#[from] StateError),
@@ -204,6 +208,9 @@ pub fn run(command: NodeCommand, options: &NodeOptions, json: bool) -> Result<Ex
         NodeCommand::Cancel(booted) => act::ask(Command::Cancel, after, options, booted, json),
         NodeCommand::MarkGood(booted) => act::ask(Command::MarkGood, after, options, booted, json),
         NodeCommand::Explain => show::explain(&options.folder()?, json),
-        NodeCommand::Config => show::config(options, json),
+        NodeCommand::Config(import::ConfigOptions { command: None }) => show::config(options, json),
+        NodeCommand::Config(import::ConfigOptions { command: Some(import::ConfigCommand::Import(what)) }) => {
+            import::run(&what, json)
+        }
     }
 }

@@ -23,7 +23,7 @@ pub(super) fn print(text: &str) -> Result<(), LocalError> {
     writeln!(std::io::stdout(), "{}", text.trim_end()).map_err(LocalError::Output)
 }
 
-fn print_json(document: &Value) -> Result<Exit, LocalError> {
+pub(super) fn print_json(document: &Value) -> Result<Exit, LocalError> {
     print(&document.to_string()).map(|()| Exit::Done)
 }
 

@@ -1,0 +1,244 @@
+//! An `update.conf`, and what it has in common with a `#cloud-config`: CoreOS's update engine and locksmith.
+
+use super::window::locksmith;
+use super::{Entry, Format, Imported, Value};
+use protocol::id::{Channel, Group};
+use toml::Value as Toml;
+
+/// Is it one? Lines of `KEY=VALUE` with upper-case keys, and comments.
+pub(super) fn is(text: &str) -> bool {
+    let mut lines =
+        text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).peekable();
+    let key = |line: &str| {
+        line.split_once('=').is_some_and(|(key, _)| {
+            let key = key.trim().strip_prefix("export ").unwrap_or(key.trim());
+            key.starts_with(|c: char| c.is_ascii_uppercase())
+                && key.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
+        })
+    };
+    lines.peek().is_some() && lines.all(key)
+}
+
+/// The keys that both formats know, under different names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Key {
+    /// The release line.
+    Group,
+    Server,
+    Strategy,
+    LockGroup,
+    WindowStart,
+    WindowLength,
+    Endpoint,
+    EtcdTls,
+    EtcdLogin,
+}
+
+pub(super) fn import(text: &str) -> Imported {
+    let mut imported = Imported::new(Format::UpdateConf);
+    let mut locksmith = Locksmith::default();
+    for (index, line) in text.lines().enumerate() {
+        let line = line.trim();
+        let Some((key, value)) = line.split_once('=').filter(|_| !line.starts_with('#')) else { continue };
+        let key = key.trim();
+        let key = key.strip_prefix("export ").unwrap_or(key).trim();
+        let value = Value::Text(unquoted(value.trim()).to_owned());
+        let entry = Entry { key: key.to_owned(), value, line: index + 1 };
+        match known(key) {
+            Some(known) => locksmith.take(&mut imported, known, &entry),
+            None => imported.not_taken(&entry, reason(key)),
+        }
+    }
+    locksmith.finish(&mut imported, "REBOOT_STRATEGY");
+    imported
+}
+
+fn unquoted(value: &str) -> &str {
+    let quoted = |quote| value.strip_prefix(quote).and_then(|rest| rest.strip_suffix(quote));
+    quoted('"').or_else(|| quoted('\'')).unwrap_or(value)
+}
+
+fn known(key: &str) -> Option<Key> {
+    Some(match key {
+        "GROUP" => Key::Group,
+        "SERVER" => Key::Server,
+        "REBOOT_STRATEGY" => Key::Strategy,
+        "LOCKSMITHD_GROUP" => Key::LockGroup,
+        "LOCKSMITHD_REBOOT_WINDOW_START" | "REBOOT_WINDOW_START" => Key::WindowStart,
+        "LOCKSMITHD_REBOOT_WINDOW_LENGTH" | "REBOOT_WINDOW_LENGTH" => Key::WindowLength,
+        "LOCKSMITHD_ENDPOINT" => Key::Endpoint,
+        "LOCKSMITHD_ETCD_CAFILE" | "LOCKSMITHD_ETCD_CERTFILE" | "LOCKSMITHD_ETCD_KEYFILE" => Key::EtcdTls,
+        "LOCKSMITHD_ETCD_USERNAME" | "LOCKSMITHD_ETCD_PASSWORD" => Key::EtcdLogin,
+        _ => return None,
+    })
+}
+
+fn reason(key: &str) -> &'static str {
+    match key {
+        "MACHINE_ALIAS" => "a node is known by its own id: see updatectl node list on the server",
+        "PCR_POLICY_SERVER" => "TPM policies are not supported",
+        "DOWNLOAD_USER" | "DOWNLOAD_PASSWORD" => "downloads need no login: what is installed is signed",
+        _ if key.starts_with("FLATCAR_RELEASE_") || key.starts_with("COREOS_RELEASE_") => {
+            "the version that runs comes from os-release"
+        }
+        _ => "no such key is known",
+    }
+}
+
+/// What has to be seen together before it can be translated: strategy and window.
+#[derive(Debug, Default)]
+pub(super) struct Locksmith {
+    strategy: Option<Entry>,
+    start: Option<Entry>,
+    length: Option<Entry>,
+}
+
+impl Locksmith {
+    pub(super) fn take(&mut self, imported: &mut Imported, key: Key, entry: &Entry) {
+        let place = match key {
+            Key::Strategy => &mut self.strategy,
+            Key::WindowStart => &mut self.start,
+            Key::WindowLength => &mut self.length,
+            _ => return direct(imported, key, entry),
+        };
+        if let Some(old) = place.replace(entry.clone()) {
+            imported.not_taken(&old, format!("{} in line {} is used instead", entry.key, entry.line));
+        }
+    }
+
+    /// Decides on the strategy, once everything was read.
+    pub(super) fn finish(mut self, imported: &mut Imported, name: &str) {
+        let window = self.window(imported);
+        let Some(strategy) = self.strategy.take() else {
+            imported.default_differs(
+                name,
+                "not set: there a machine rebooted by itself, here the default is off (activated, and the reboot is yours)",
+            );
+            return match window {
+                Window::None => {}
+                Window::Some(entries, _) | Window::Unclear(entries) => {
+                    entries
+                        .iter()
+                        .for_each(|entry| imported.not_taken(entry, "no strategy that it would bind"));
+                }
+            };
+        };
+        match strategy.value.text().map(str::to_ascii_lowercase).as_deref() {
+            // YAML 1.1 made a boolean of an unquoted off; false itself was once accepted.
+            Some("off" | "false" | "no") => self.off(imported, &strategy, window),
+            Some("reboot") => reboot(imported, &strategy, window),
+            Some("etcd-lock") => lock(
+                imported,
+                &strategy,
+                window,
+                "the permit comes from the group's reboot lock and no longer from locksmith's semaphore in etcd",
+            ),
+            Some("best-effort") => lock(
+                imported,
+                &strategy,
+                window,
+                "it rebooted without a lock where no etcd ran; here the permit is always needed",
+            ),
+            _ => {
+                imported.not_taken(
+                    &strategy,
+                    "expected off, reboot, etcd-lock or best-effort; reboot.strategy is left at off",
+                );
+                drop_window(imported, window, "reboot.strategy is left at off");
+            }
+        }
+    }
+
+    fn off(&self, imported: &mut Imported, strategy: &Entry, window: Window) {
+        imported.set("reboot.strategy", "off", strategy);
+        drop_window(imported, window, "with strategy off nothing reboots by itself");
+    }
+
+    fn window(&mut self, imported: &mut Imported) -> Window {
+        let (start, length) = match (self.start.take(), self.length.take()) {
+            (None, None) => return Window::None,
+            (Some(one), None) | (None, Some(one)) => {
+                imported.not_taken(&one, "a window needs both its start and its length");
+                return Window::Unclear(Vec::new());
+            }
+            (Some(start), Some(length)) => (start, length),
+        };
+        let texts = (start.value.text().unwrap_or_default(), length.value.text().unwrap_or_default());
+        match locksmith(texts.0, texts.1) {
+            Ok(window) => Window::Some(vec![start, length], window),
+            Err(problem) => {
+                imported.not_taken(&start, problem.clone());
+                imported.not_taken(&length, problem);
+                Window::Unclear(Vec::new())
+            }
+        }
+    }
+}
+
+/// What the source says of when to reboot.
+enum Window {
+    None,
+    Some(Vec<Entry>, Toml),
+    /// It says something that cannot be translated: nothing may reboot at other times for that.
+    Unclear(Vec<Entry>),
+}
+
+fn drop_window(imported: &mut Imported, window: Window, why: &str) {
+    if let Window::Some(entries, _) | Window::Unclear(entries) = window {
+        entries.iter().for_each(|entry| imported.not_taken(entry, why));
+    }
+}
+
+fn reboot(imported: &mut Imported, strategy: &Entry, window: Window) {
+    match window {
+        Window::None => imported.set("reboot.strategy", "immediate", strategy),
+        Window::Some(entries, window) => {
+            imported.set("reboot.strategy", "window", strategy);
+            if let Some(start) = entries.first() {
+                imported.set("reboot.windows", Toml::Array(vec![window]), start);
+                imported.set("reboot.time_zone", "system", start);
+            }
+        }
+        Window::Unclear(_) => {
+            imported.set("reboot.strategy", "off", strategy);
+            imported.changed(strategy, "off instead of reboot: its window is not understood, and without one it would reboot at any time");
+        }
+    }
+}
+
+fn lock(imported: &mut Imported, strategy: &Entry, window: Window, why: &str) {
+    imported.set("reboot.strategy", "lock", strategy);
+    imported.changed(strategy, why);
+    drop_window(
+        imported,
+        window,
+        "with strategy lock the windows belong to the group's lock policy, on the server",
+    );
+}
+
+fn direct(imported: &mut Imported, key: Key, entry: &Entry) {
+    match key {
+        Key::Group => {
+            if imported.name::<Channel>("identity.channel", entry) {
+                imported.changed(
+                    entry,
+                    "it names a release line, which is a channel here; identity.group, the set of nodes, is another setting",
+                );
+            }
+        }
+        Key::LockGroup => {
+            if imported.name::<Group>("identity.group", entry) {
+                imported.changed(entry, "the group counts for rollouts as well as for reboots");
+            }
+        }
+        Key::Server => imported.not_taken(
+            entry,
+            "it speaks Omaha, which no Flipside server does: set server.url to your update server",
+        ),
+        Key::EtcdTls | Key::EtcdLogin | Key::Endpoint => imported.not_taken(
+            entry,
+            "the reboot lock of locksmith cannot be shared: both would count for themselves. Its etcd is not used",
+        ),
+        Key::Strategy | Key::WindowStart | Key::WindowLength => {}
+    }
+}
