@@ -5,10 +5,12 @@
 //! - [`world`] is an operator with a server; [`node`] is a machine with a disk, an engine and a loader.
 //! - [`small`] is a world with a small release, for tests.
 //! - [`hostile`] stands between node and server and misbehaves.
+//! - [`bus`] is a private system bus, with a polkit that says what a test wants.
 //! - [`blockdev`] puts a disk file behind a loop device.
 //! - [`vm`] boots: firmware, loader, kernel and engine in virtual machines.
 
 pub mod blockdev;
+pub mod bus;
 pub mod hostile;
 pub mod images;
 pub mod node;

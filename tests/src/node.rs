@@ -1,5 +1,6 @@
 //! Steps 5 to 12: a machine with a disk, an engine and a boot loader.
 
+use crate::bus::Bus;
 use crate::process::{Run, Running, run, start};
 use crate::world::{World, path};
 use anyhow::{Context, Result, bail};
@@ -112,6 +113,31 @@ impl<'w> Node<'w> {
             command.args(["--boot-id", boot_id]);
         }
         command.args(&self.arguments).args(more);
+        command
+    }
+
+    /// The command that runs the engine as a service, on the bus; `more` are further arguments.
+    #[must_use]
+    pub fn service_command(&self, bus: &Bus, more: &[&str]) -> Command {
+        let mut command = Command::new(&self.world.programs.update_engine);
+        command.args(["run", "--bus", "--config"]).arg(self.config());
+        command.arg("--disk").arg(&self.disk).arg("--state-dir").arg(self.state());
+        command.args(["--booted", self.booted.as_str()]);
+        if let Some(version) = &self.version {
+            command.args(["--version", version]);
+        }
+        if let Some(boot_id) = &self.boot_id {
+            command.args(["--boot-id", boot_id]);
+        }
+        bus.serve(command.args(&self.arguments).args(more));
+        command
+    }
+
+    /// The command that runs `updatectl` as a user of this node's bus would.
+    #[must_use]
+    pub fn updatectl_on(&self, bus: &Bus, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.world.programs.updatectl);
+        bus.serve(command.args(arguments).arg("--config").arg(self.config()));
         command
     }
 

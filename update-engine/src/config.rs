@@ -147,6 +147,12 @@ impl Merged {
         self.values.get(key)
     }
 
+    /// Gives a key a value where no file does, as a default would.
+    pub fn set_missing(&mut self, key: &str, value: &str) {
+        let value = toml::Value::String(value.to_owned());
+        self.values.entry(key.to_owned()).or_insert(Sourced { value, origin: Origin::Default });
+    }
+
     /// The files that were read, weakest first, for a message.
     #[must_use]
     pub fn searched(&self) -> String {

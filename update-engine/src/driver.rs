@@ -1,7 +1,8 @@
 //! All steps: the state machine's effects, executed in their order, and its events delivered.
 //!
 //! The driver decides nothing. It owns the clock, the state folder and the running operation; the rules it keeps are
-//! in the documentation of `machine`.
+//! in the documentation of `machine`. Nothing that may block runs on its thread: operations are tasks of their own, and
+//! the state folder is written on another thread, while the service manager hears that the loop runs.
 
 use crate::check::network_failure;
 use crate::error::chain;
@@ -10,17 +11,20 @@ use crate::operations::{Context, Operations};
 use crate::pause::{Pause, Point};
 use crate::state::StateFolder;
 use crate::state::history::History;
+use crate::supervisor::Supervisor;
 use jiff::Timestamp;
-use machine::{Command, Effect, Event, Identity, Operation, Reply, Start, State, step};
+use machine::{
+    Command, Effect, Event, Identity, Mode, Operation, Outcome, Record, Reply, Start, State, step,
+};
 use protocol::id::NodeId;
 use protocol::status::{Exit, Progress, StateName, Status};
 use protocol::wire::{Events, SCHEMA};
 use std::collections::VecDeque;
-use std::pin::Pin;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 
 /// How often progress is told while an operation runs.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
@@ -39,27 +43,41 @@ pub enum Signal {
     Stop,
 }
 
-type Pending = Pin<Box<dyn Future<Output = Event>>>;
+/// What a running engine shows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shown {
+    /// The status.
+    pub status: Status,
+    /// An operation runs: what the status says is about to change by itself.
+    pub busy: bool,
+}
+
+/// What is written in the state folder.
+#[derive(Debug)]
+struct Files {
+    folder: StateFolder,
+    history: History,
+}
 
 /// Runs the state machine.
 pub struct Driver {
     state: State,
     identity: Identity,
     node: NodeId,
-    folder: StateFolder,
-    history: History,
+    files: Arc<Mutex<Files>>,
+    supervisor: Supervisor,
     /// Reported with the status as long as nothing else is wrong.
     problems: Vec<String>,
     client: Client,
     operations: Arc<Operations>,
     pause: Pause,
     events: VecDeque<Event>,
-    operation: Option<Pending>,
-    report: Option<Pending>,
+    operation: Option<JoinHandle<Event>>,
+    report: Option<JoinHandle<Event>>,
     reply_to: Option<oneshot::Sender<Reply>>,
     discard: bool,
     stopping: bool,
-    shown: Option<Status>,
+    shown: watch::Sender<Option<Shown>>,
 }
 
 impl std::fmt::Debug for Driver {
@@ -98,8 +116,8 @@ impl Driver {
             state,
             identity,
             node,
-            history: History::open(folder.path()),
-            folder,
+            files: Arc::new(Mutex::new(Files { history: History::open(folder.path()), folder })),
+            supervisor: Supervisor::nobody(),
             problems,
             client,
             operations: Arc::new(operations),
@@ -110,17 +128,26 @@ impl Driver {
             reply_to: None,
             discard: false,
             stopping: false,
-            shown: None,
+            shown: watch::Sender::new(None),
         }
+    }
+
+    /// What the engine shows, from when it has started.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Option<Shown>> {
+        self.shown.subscribe()
     }
 
     /// Runs from the start to the machine's end, or until it is told to stop: then the running operation is stopped,
     /// and its outcome saved.
     pub async fn run(mut self, start: Start, mut signals: mpsc::Receiver<Signal>) -> (Exit, Status) {
+        if start.mode == Mode::Daemon {
+            self.supervisor = Supervisor::of_this_process();
+        }
         self.events.push_back(Event::Start(start));
         loop {
             while let Some(event) = self.events.pop_front() {
-                if let Some(exit) = self.deliver(event) {
+                if let Some(exit) = self.deliver(event).await {
                     return (exit, self.status());
                 }
             }
@@ -151,9 +178,11 @@ impl Driver {
                 Some(Signal::Stop) | None => {
                     tracing::info!("stopping");
                     self.stopping = true;
+                    self.supervisor.stopping();
                     self.operations.stop();
                 }
             },
+            () = self.supervisor.due() => self.supervisor.alive(),
             event = wait_for(&mut self.operation) => self.events.push_back(event),
             event = wait_for(&mut self.report) => self.events.push_back(event),
             () = tokio::time::sleep(PROGRESS_EVERY), if busy => {
@@ -168,34 +197,27 @@ impl Driver {
     }
 
     /// One step of the machine, and what follows from it; the exit code once it is finished.
-    fn deliver(&mut self, event: Event) -> Option<Exit> {
+    async fn deliver(&mut self, event: Event) -> Option<Exit> {
         tracing::debug!(?event, "event");
-        let before = self.shown.as_ref().map_or(StateName::Idle, |status| status.state);
+        let before = self.shown.borrow().as_ref().map_or(StateName::Idle, |shown| shown.status.state);
         let state = self.state.clone();
         let (state, effects) = step(state, event, Timestamp::now());
         self.state = state;
         let mut exit = None;
+        let mut answer = None;
         for effect in effects {
             tracing::debug!(?effect, "effect");
             match effect {
                 Effect::Save(record) => {
-                    if let Err(error) = self.folder.save(&record) {
-                        tracing::error!("{}", chain(&error));
-                        self.events.push_front(Event::SaveFailed(chain(&error)));
+                    if let Err(problem) = self.save(record).await {
+                        answer = Some(Reply { outcome: Outcome::Declined, text: problem.clone() });
+                        self.events.push_front(Event::SaveFailed(problem));
                         break;
-                    }
-                    if let Err(error) = self.history.record(&record.events) {
-                        tracing::warn!("cannot write the history: {error}");
                     }
                 }
                 Effect::Discard => self.discard = true,
                 Effect::Abort => self.operations.stop(),
-                Effect::Reply(reply) => {
-                    if let Some(to) = self.reply_to.take() {
-                        // Whoever asked may be gone.
-                        let _ = to.send(reply);
-                    }
-                }
+                Effect::Reply(reply) => answer = Some(reply),
                 Effect::Report(events) => self.start_report(events),
                 Effect::Run(_) if self.stopping => {}
                 Effect::Run(operation) => self.start(operation, before),
@@ -203,8 +225,41 @@ impl Driver {
             }
         }
         self.discard_if_idle();
-        self.show();
+        self.show().await;
+        // Whoever asked reads a status that knows of it. They may be gone.
+        if let Some((to, reply)) = answer.and_then(|reply| Some((self.reply_to.take()?, reply))) {
+            let _ = to.send(reply);
+        }
         exit
+    }
+
+    /// Makes a record durable, or says why that failed.
+    async fn save(&mut self, record: Box<Record>) -> Result<(), String> {
+        self.aside(move |files| {
+            files.folder.save(&record).map_err(|error| {
+                tracing::error!("{}", chain(&error));
+                chain(&error)
+            })?;
+            if let Err(error) = files.history.record(&record.events) {
+                tracing::warn!("cannot write the history: {error}");
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Does something with the state folder on another thread: a busy disk can hold it up for long.
+    async fn aside<T: Send + 'static>(&mut self, work: impl FnOnce(&mut Files) -> T + Send + 'static) -> T {
+        let files = Arc::clone(&self.files);
+        let mut work = tokio::task::spawn_blocking(move || {
+            work(&mut files.lock().unwrap_or_else(PoisonError::into_inner))
+        });
+        loop {
+            tokio::select! {
+                done = &mut work => return done.unwrap_or_else(|lost| std::panic::resume_unwind(lost.into_panic())),
+                () = self.supervisor.due() => self.supervisor.alive(),
+            }
+        }
     }
 
     /// Drops evidence; not under a running operation, which may be using it.
@@ -220,13 +275,12 @@ impl Driver {
         self.operations.abort.store(false, Ordering::Relaxed);
         let (Some(facts), Some(running)) = (self.state.facts(), self.state.running_version()) else { return };
         let context = Context::new(facts.clone(), running.clone(), self.state.record(), before);
-        self.show();
-        self.operation = Some(Box::pin(Arc::clone(&self.operations).perform(operation, context)));
+        self.operation = Some(tokio::spawn(Arc::clone(&self.operations).perform(operation, context)));
     }
 
     fn start_report(&mut self, events: Vec<protocol::wire::Event>) {
         let (client, node) = (self.client.clone(), self.node.clone());
-        self.report = Some(Box::pin(async move {
+        self.report = Some(tokio::spawn(async move {
             let last = events.iter().map(|event| event.seq).max().unwrap_or_default();
             let sent = client.send_events(&Events { schema: SCHEMA, node, events }).await;
             Event::Reported(sent.map(|()| last).map_err(|error| network_failure(&error)))
@@ -241,22 +295,30 @@ impl Driver {
         status
     }
 
-    /// Writes the status where it changed, and logs a change of state.
-    fn show(&mut self) {
-        let status = self.status();
-        if self.shown.as_ref() == Some(&status) {
+    /// Writes the status where it changed, tells it, and logs a change of state.
+    async fn show(&mut self) {
+        let shown = Shown { status: self.status(), busy: self.operation.is_some() };
+        if self.shown.borrow().as_ref() == Some(&shown) {
             return;
         }
-        let old = self.shown.as_ref().map(|old| (old.state, old.reason.clone()));
-        if old != Some((status.state, status.reason.clone())) {
+        let status = shown.status.clone();
+        let old = self.shown.send_replace(Some(shown)).map(|old| old.status);
+        self.supervisor.show(&status);
+        if old.as_ref() == Some(&status) {
+            return;
+        }
+        if old.map(|old| (old.state, old.reason)) != Some((status.state, status.reason.clone())) {
             let reason = if status.reason.is_empty() { "" } else { ": " };
             tracing::info!("{}{reason}{}", status.state, status.reason);
         }
-        if let Err(error) = crate::status::write(&self.folder.status_path(), &status) {
-            tracing::warn!("cannot write {}: {error}", self.folder.status_path().display());
-        }
         let waits = status.state == StateName::Waiting;
-        self.shown = Some(status);
+        self.aside(move |files| {
+            let path = files.folder.status_path();
+            if let Err(error) = crate::status::write(&path, &status) {
+                tracing::warn!("cannot write {}: {error}", path.display());
+            }
+        })
+        .await;
         if waits {
             self.pause.at(Point::Waiting);
         }
@@ -264,12 +326,13 @@ impl Driver {
 }
 
 /// The event of something that runs, which is then over; for ever nothing where nothing runs.
-async fn wait_for(pending: &mut Option<Pending>) -> Event {
-    match pending {
-        Some(running) => {
-            let event = running.await;
-            *pending = None;
-            event
+async fn wait_for(running: &mut Option<JoinHandle<Event>>) -> Event {
+    match running {
+        Some(task) => {
+            let event = task.await;
+            *running = None;
+            // Nobody aborts it: it can only have panicked.
+            event.unwrap_or_else(|lost| std::panic::resume_unwind(lost.into_panic()))
         }
         None => std::future::pending().await,
     }

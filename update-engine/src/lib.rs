@@ -12,11 +12,13 @@
 //! | [`health`], [`reboot`] | 12, 10 |
 //! | [`system`] | 9 to 12: systemd, logind, hooks, what is known of a boot that failed |
 //! | [`confirm`] | 12: goes back where the engine does not confirm |
+//! | [`bus`], [`supervisor`] | all: what other programs and the service manager are told |
 //! | [`cli`] | all: the command lines of both programs |
 //! | [`local`] | all: `updatectl` on the node itself |
 //! | [`operator`] | 3, 4: `updatectl` against a server |
 
 pub mod boot;
+pub mod bus;
 pub mod check;
 pub mod cli;
 pub mod config;
@@ -38,4 +40,5 @@ pub mod reboot;
 pub mod slots;
 pub mod state;
 pub mod status;
+pub mod supervisor;
 pub mod system;

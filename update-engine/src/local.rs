@@ -1,12 +1,17 @@
 //! All steps: `updatectl` on the node itself.
 //!
-//! What it shows comes from the state folder. What it changes, it changes by running the state machine on that folder
-//! and disk, which needs the engine to be stopped meanwhile.
+//! A running engine is asked over the bus. Where none runs, the status comes from the state folder, and what is to be
+//! changed is changed by running the state machine on that folder and disk. What the engine keeps, and what is on the
+//! disk, is read from there in both cases.
 
 mod act;
+mod ask;
+mod follow;
 pub mod import;
 mod show;
+mod watch;
 
+use crate::bus::client::Request;
 use crate::config::{ConfigError, FOLDERS, Merged, Settings};
 use crate::node::StartError;
 use crate::slots::SlotsError;
@@ -60,8 +65,28 @@ pub enum NodeCommand {
         #[arg(long)]
         watch: bool,
     },
-    /// Ask the running engine to check for an update now.
-    Check,
+    /// Have the running engine check for an update now; the exit code says what came of it: 0 there is one, 1 it
+    /// failed, 3 nothing to do, 4 deferred, 5 refused.
+    Check {
+        /// Do not wait for the outcome.
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Check, and install what is offered. Ends when it is staged (0), waits for a window or permit (4), or has
+    /// failed (1); 3 and 5 as for check.
+    Update {
+        /// Forget the attempts spent on releases, so that one which failed too often is tried again.
+        #[arg(long)]
+        force_retry: bool,
+        /// Do not wait for the outcome.
+        #[arg(long)]
+        no_wait: bool,
+        /// What runs.
+        #[command(flatten)]
+        booted: BootedOptions,
+    },
+    /// Reboot now, whatever the strategy says.
+    Reboot(BootedOptions),
     /// Both slots: what they hold, and what boot selection makes of them.
     Slots,
     /// What happened on this node.
@@ -69,15 +94,18 @@ pub enum NodeCommand {
         /// How many events to show, the newest ones.
         #[arg(long, default_value_t = 50)]
         limit: usize,
+        /// Show the evidence of failures as well.
+        #[arg(long)]
+        evidence: bool,
     },
     /// The releases that this node never retries.
     #[command(subcommand)]
     Quarantine(QuarantineCommand),
-    /// Go back to the other slot; the engine must be stopped.
+    /// Go back to the other slot at the next boot.
     Rollback(BootedOptions),
-    /// Give up an update and undo its activation; the engine must be stopped.
+    /// Give up an update and undo its activation.
     Cancel(BootedOptions),
-    /// Confirm the running release without health checks; the engine must be stopped.
+    /// Confirm the running release without health checks.
     MarkGood(BootedOptions),
     /// Why this node is or is not updating now.
     Explain,
@@ -90,7 +118,7 @@ pub enum NodeCommand {
 pub enum QuarantineCommand {
     /// Show them.
     List,
-    /// Forget one or all of them, so that they are tried again; the engine must be stopped.
+    /// Forget one or all of them, so that they are tried again.
     Clear {
         /// The release to forget, by its digest; all of them if not given.
         #[arg(long, value_name = "SHA256")]
@@ -137,6 +165,29 @@ pub enum LocalError {
         /// The state folder.
         dir: PathBuf,
     },
+    /// The bus.
+    #[error("the engine cannot be asked over the bus")]
+    Bus(#[source] zbus::Error),
+    /// The engine that was asked is gone.
+    #[error("the engine is gone before it was done: `updatectl status` shows how far it got")]
+    Gone,
+    /// The engine cannot answer.
+    #[error("the engine cannot do that: {0}")]
+    Engine(String),
+    /// polkit, or the lack of it, says no.
+    #[error("{0}")]
+    NotAuthorized(String),
+    /// There is no outcome.
+    #[error("no outcome within {0} s: `updatectl status --watch` shows what the engine is doing")]
+    Unanswered(u64),
+    /// The engine accepted a request and is not through with it.
+    #[error("the engine says: {reply}; it is not done yet, and is now {state}")]
+    Unsettled {
+        /// What the engine answered.
+        reply: String,
+        /// Its state.
+        state: String,
+    },
     /// The engine cannot be told.
     #[error("cannot signal the engine (process {pid})")]
     Signal {
@@ -149,9 +200,35 @@ pub enum LocalError {
     /// The machine says no.
     #[error("refused: {0}")]
     Declined(String),
+    /// What was asked for is so already.
+    #[error("nothing to do: {0}")]
+    NothingToDo(String),
+    /// No threads or timers.
+    #[error("cannot start the runtime")]
+    Runtime(#[source] std::io::Error),
     /// Standard output is gone.
     #[error("cannot write to standard output")]
     Output(#[source] std::io::Error),
+}
+
+impl LocalError {
+    /// The exit code (DESIGN section 8).
+    #[must_use]
+    pub const fn exit(&self) -> Exit {
+        match self {
+            Self::NothingToDo(_) => Exit::NothingToDo,
+            Self::Declined(_) | Self::NotAuthorized(_) => Exit::Refused,
+            Self::Unsettled { .. } => Exit::Deferred,
+            _ => Exit::Failed,
+        }
+    }
+}
+
+impl BootedOptions {
+    /// Nothing is said in the running system's place.
+    const fn is_empty(&self) -> bool {
+        self.booted.is_none() && self.version.is_none() && self.boot_id.is_none()
+    }
 }
 
 /// Reads the configuration that the options name.
@@ -174,6 +251,11 @@ impl NodeOptions {
         Settings::from_merged(&merged(self.config.as_deref())?)
     }
 
+    /// Whether the engine on the bus is the one that is meant: it works on the configured state folder and disk.
+    const fn by_bus(&self) -> bool {
+        self.state_dir.is_none() && self.disk.is_none()
+    }
+
     /// The state folder, which can be had without a configuration.
     fn folder(&self) -> Result<PathBuf, ConfigError> {
         if let Some(dir) = &self.state_dir {
@@ -190,27 +272,70 @@ impl NodeOptions {
 /// Runs a command; data goes to stdout, as one JSON document where `json` says so.
 ///
 /// # Errors
-/// [`LocalError`]
+/// [`LocalError`]; see [`LocalError::exit`] for the exit code.
 pub fn run(command: NodeCommand, options: &NodeOptions, json: bool) -> Result<Exit, LocalError> {
     use machine::{Clear, Command};
-    let after = act::After::Finish;
+    let node = Node { options, json };
     match command {
-        NodeCommand::Status { watch } => show::status(&options.folder()?, watch, json),
-        NodeCommand::Check => act::check(&options.folder()?, json),
+        NodeCommand::Status { watch: true } => wait_for(watch::watch(options, json)),
+        NodeCommand::Status { watch: false } => wait_for(show::status(options, json)),
+        NodeCommand::Check { no_wait } => wait_for(ask::check(options, !no_wait, json)),
+        NodeCommand::Update { force_retry, no_wait, booted } => {
+            if booted.is_empty()
+                && let Some(exit) = wait_for(ask::update(options, force_retry, !no_wait, json))?
+            {
+                return Ok(exit);
+            }
+            act::ask(Command::Update { force_retry }, act::After::Finish, options, booted, json)
+        }
         NodeCommand::Slots => show::slots(options, json),
-        NodeCommand::History { limit } => show::history(&options.folder()?, limit, json),
+        NodeCommand::History { limit, evidence } => show::history(&options.folder()?, limit, evidence, json),
         NodeCommand::Quarantine(QuarantineCommand::List) => show::quarantine(&options.folder()?, json),
         NodeCommand::Quarantine(QuarantineCommand::Clear { release, booted }) => {
             let which = release.map_or(Clear::All, Clear::Release);
-            act::ask(Command::QuarantineClear(which), act::After::Stop, options, booted, json)
+            node.change(Request::QuarantineClear(release), Command::QuarantineClear(which), booted)
         }
-        NodeCommand::Rollback(booted) => act::ask(Command::Rollback, after, options, booted, json),
-        NodeCommand::Cancel(booted) => act::ask(Command::Cancel, after, options, booted, json),
-        NodeCommand::MarkGood(booted) => act::ask(Command::MarkGood, after, options, booted, json),
-        NodeCommand::Explain => show::explain(&options.folder()?, json),
+        NodeCommand::Reboot(booted) => node.change(Request::Reboot, Command::Reboot, booted),
+        NodeCommand::Rollback(booted) => node.change(Request::Rollback, Command::Rollback, booted),
+        NodeCommand::Cancel(booted) => node.change(Request::Cancel, Command::Cancel, booted),
+        NodeCommand::MarkGood(booted) => node.change(Request::MarkGood, Command::MarkGood, booted),
+        NodeCommand::Explain => wait_for(show::explain(options, json)),
         NodeCommand::Config(import::ConfigOptions { command: None }) => show::config(options, json),
         NodeCommand::Config(import::ConfigOptions { command: Some(import::ConfigCommand::Import(what)) }) => {
             import::run(&what, json)
         }
     }
+}
+
+/// The node, as the options name it.
+struct Node<'a> {
+    options: &'a NodeOptions,
+    json: bool,
+}
+
+impl Node<'_> {
+    /// Asks the running engine, or does it here where none runs.
+    fn change(
+        &self,
+        request: Request,
+        command: machine::Command,
+        booted: BootedOptions,
+    ) -> Result<Exit, LocalError> {
+        let after = match request {
+            Request::QuarantineClear(_) => act::After::Stop,
+            _ => act::After::Finish,
+        };
+        if self.options.by_bus()
+            && booted.is_empty()
+            && let Some(exit) = wait_for(ask::request(self.options, request, self.json))?
+        {
+            return Ok(exit);
+        }
+        act::ask(command, after, self.options, booted, self.json)
+    }
+}
+
+fn wait_for<T>(work: impl Future<Output = Result<T, LocalError>>) -> Result<T, LocalError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(LocalError::Runtime)?.block_on(work)
 }

@@ -3,7 +3,7 @@
 use crate::boot::{self, BootError, Booted, Given};
 use crate::check::Checker;
 use crate::config::Settings;
-use crate::driver::{Driver, Parts, Signal};
+use crate::driver::{Driver, Parts, Shown, Signal};
 use crate::health::Checks;
 use crate::install::{Installer, Meter};
 use crate::network::{Client, NetworkError};
@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 
 /// What the command line adds to the configuration.
 #[derive(Clone, Debug, Default)]
@@ -109,6 +109,12 @@ impl Engine {
             state: State::new(settings.policy, record.clone()),
         };
         Ok(Self { driver: Driver::new(parts), facts, seed, found: record })
+    }
+
+    /// What the engine shows, from when it runs.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Option<Shown>> {
+        self.driver.watch()
     }
 
     /// Runs, and returns the exit code and the last status.

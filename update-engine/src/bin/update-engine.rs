@@ -14,7 +14,7 @@ use update_engine::driver::Signal;
 use update_engine::error::chain;
 use update_engine::node::{Engine, Options};
 use update_engine::pause::Pause;
-use update_engine::{confirm, local, logging, manners};
+use update_engine::{bus, confirm, local, logging, manners};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -41,14 +41,17 @@ fn serve(run: Run) -> Result<Exit, Box<dyn Error>> {
         pause: Pause::new(run.pause_at),
     };
     manners::behave();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // The driver's loop has a thread of its own, this one; one more for the operation that runs and one for the bus.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let (exit, status) = runtime.block_on(async {
         let engine = Engine::new(settings, &options)?;
         let (signals, inbox) = mpsc::channel(4);
-        let listener = tokio::spawn(listen(signals));
         let mode = if run.once { Mode::Once } else { Mode::Daemon };
+        if mode == Mode::Daemon && (options.disk.is_none() || run.bus) {
+            tokio::spawn(bus::serve(signals.clone(), engine.watch()));
+        }
+        tokio::spawn(listen(signals));
         let ended = engine.run(mode, inbox).await;
-        listener.abort();
         Ok::<_, Box<dyn Error>>(ended)
     })?;
     // Looking up a server's name may still block a thread: nobody waits for it.

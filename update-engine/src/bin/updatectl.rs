@@ -14,13 +14,16 @@ fn main() -> ExitCode {
     logging::start(cli.log.as_deref(), "warn");
     let done = match cli.command {
         Verb::Node(command) => {
-            local::run(command, &cli.node, cli.json).map_err(|error| (chain(&error), Exit::Failed))
+            local::run(command, &cli.node, cli.json).map_err(|error| (chain(&error), error.exit()))
         }
         Verb::Server(command) => serve(command, &cli.server, cli.json),
     };
     match done {
         Ok(exit) => exit.into(),
         Err((line, exit)) => {
+            if cli.json {
+                println!("{}", serde_json::json!({ "schema": 1, "error": line }));
+            }
             eprintln!("updatectl: {line}");
             exit.into()
         }

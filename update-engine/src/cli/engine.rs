@@ -55,6 +55,9 @@ pub struct Run {
     /// The boot that this is; with --disk it is told from --booted and the tries left if not given.
     #[arg(long, value_name = "ID")]
     pub boot_id: Option<BootId>,
+    /// Be on the bus also with --disk, where the engine is not unless asked; DBUS_SYSTEM_BUS_ADDRESS says which bus.
+    #[arg(long, requires = "disk", conflicts_with = "once")]
+    pub bus: bool,
     /// Print the last status as one JSON document.
     #[arg(long)]
     pub json: bool,

@@ -1,16 +1,19 @@
-//! All steps: requests of a person on the node, carried out by the state machine.
+//! All steps: requests of a person on a node where no engine runs, carried out by the state machine here.
 
 use super::{BootedOptions, LocalError, NodeOptions, SCHEMA};
 use crate::boot::Given;
+use crate::config::Settings;
 use crate::driver::Signal;
 use crate::node::{Engine, Options};
-use crate::state::StateFolder;
 use machine::{Command, Mode, Outcome};
 use protocol::status::Exit;
-use rustix::process::{Pid, Signal as UnixSignal, kill_process};
 use serde_json::json;
-use std::path::Path;
 use tokio::sync::{mpsc, oneshot};
+
+/// Stands in for the server where none is configured. The name never resolves (RFC 6761).
+const NO_SERVER: &str = "http://not-configured.invalid/";
+/// Stands in for the channel where none is configured.
+const NO_CHANNEL: &str = "not-configured";
 
 /// When the engine that carries out a request ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,26 +24,6 @@ pub(super) enum After {
     Stop,
 }
 
-/// Has the running engine check now.
-pub(super) fn check(dir: &Path, json: bool) -> Result<Exit, LocalError> {
-    let Some(pid) = StateFolder::view(dir).engine() else {
-        return Err(LocalError::NotRunning { dir: dir.to_owned() });
-    };
-    let signalled =
-        i32::try_from(pid).ok().and_then(Pid::from_raw).map(|id| kill_process(id, UnixSignal::HUP));
-    match signalled {
-        Some(Ok(())) => {}
-        Some(Err(error)) => return Err(LocalError::Signal { pid, source: error.into() }),
-        None => return Err(LocalError::NotRunning { dir: dir.to_owned() }),
-    }
-    if json {
-        super::show::print(&json!({ "schema": SCHEMA, "asked": true, "pid": pid }).to_string())?;
-    } else {
-        super::show::print(&format!("asked the engine (process {pid}) to check now"))?;
-    }
-    Ok(Exit::Done)
-}
-
 /// Starts an engine, puts the request to it, and lets it do what follows from it.
 pub(super) fn ask(
     command: Command,
@@ -49,7 +32,13 @@ pub(super) fn ask(
     booted: BootedOptions,
     json: bool,
 ) -> Result<Exit, LocalError> {
-    let settings = options.settings()?;
+    let mut merged = super::merged(options.config.as_deref())?;
+    if !matches!(command, Command::Update { .. }) {
+        // A node is repaired without its server: what only a download needs may be missing.
+        merged.set_missing("server.url", NO_SERVER);
+        merged.set_missing("identity.channel", NO_CHANNEL);
+    }
+    let settings = Settings::from_merged(&merged)?;
     let given = Given { slot: booted.booted, version: booted.version, boot_id: booted.boot_id };
     let options = Options {
         disk: options.disk.clone(),
@@ -65,7 +54,7 @@ pub(super) fn ask(
         && (after == After::Finish || signals.try_send(Signal::Stop).is_ok());
     debug_assert!(sent, "the channel holds two signals");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(LocalError::Output)?;
+    let runtime = runtime.map_err(LocalError::Runtime)?;
     let (exit, status) = runtime.block_on(engine.run(Mode::Once, inbox));
     drop(signals);
     let reply = reply.try_recv().map_err(|_| {

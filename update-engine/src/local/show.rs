@@ -1,5 +1,6 @@
 //! All steps, as a person on the node sees them: the state folder, the disk and the configuration, printed.
 
+use super::follow::{Change, Follow};
 use super::{LocalError, NodeOptions, SCHEMA, merged};
 use crate::slots::Slots;
 use crate::state::{StateFolder, history};
@@ -7,16 +8,12 @@ use crate::status::StatusSource;
 use jiff::Timestamp;
 use machine::Record;
 use protocol::slot::Slot;
-use protocol::status::{Exit, Status};
+use protocol::status::{Exit, Status, one_line};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
-
-/// How often `--watch` looks.
-const WATCH_EVERY: Duration = Duration::from_millis(500);
 
 /// Prints one line, or several, on stdout.
 pub(super) fn print(text: &str) -> Result<(), LocalError> {
@@ -27,31 +24,24 @@ pub(super) fn print_json(document: &Value) -> Result<Exit, LocalError> {
     print(&document.to_string()).map(|()| Exit::Done)
 }
 
+/// The status, from the engine on the bus, else from the state folder; and whether an engine runs.
+async fn present(options: &NodeOptions) -> Result<(Status, bool), LocalError> {
+    let mut follow = Follow::begin(options).await?;
+    let change = follow.next().await?;
+    let folder = StateFolder::view(&options.folder()?);
+    Ok(match change {
+        Change::Seen(seen) => (seen.status, follow.remote().is_some() || folder.engine().is_some()),
+        // It went this moment.
+        Change::Gone => (folder.status()?, false),
+    })
+}
+
 /// `updatectl status`
-pub(super) fn status(dir: &Path, watch: bool, json: bool) -> Result<Exit, LocalError> {
-    let source = StateFolder::view(dir);
-    let mut shown = None;
-    loop {
-        match source.status() {
-            Ok(status) if shown.as_ref() == Some(&status) => {}
-            Ok(status) => {
-                let text = if json {
-                    serde_json::to_string(&status).unwrap_or_default()
-                } else {
-                    status_text(&status)
-                };
-                print(&text)?;
-                shown = Some(status);
-            }
-            Err(error) if !watch || shown.is_none() => return Err(error.into()),
-            // The engine is replacing it.
-            Err(_) => {}
-        }
-        if !watch {
-            return Ok(Exit::Done);
-        }
-        std::thread::sleep(WATCH_EVERY);
-    }
+pub(super) async fn status(options: &NodeOptions, json: bool) -> Result<Exit, LocalError> {
+    let (status, _) = present(options).await?;
+    let text = if json { serde_json::to_string(&status).unwrap_or_default() } else { status_text(&status) };
+    print(&text)?;
+    Ok(Exit::Done)
 }
 
 fn status_text(status: &Status) -> String {
@@ -151,7 +141,7 @@ pub(super) fn slots(options: &NodeOptions, json: bool) -> Result<Exit, LocalErro
 }
 
 /// `updatectl history`
-pub(super) fn history(dir: &Path, limit: usize, json: bool) -> Result<Exit, LocalError> {
+pub(super) fn history(dir: &Path, limit: usize, evidence: bool, json: bool) -> Result<Exit, LocalError> {
     known(dir)?;
     let events = history::read(dir).map_err(|source| LocalError::History { dir: dir.to_owned(), source })?;
     let newest = &events[events.len().saturating_sub(limit)..];
@@ -167,6 +157,9 @@ pub(super) fn history(dir: &Path, limit: usize, json: bool) -> Result<Exit, Loca
             kind.as_str().unwrap_or_default(),
             event.detail
         ))?;
+        for line in event.evidence.lines().filter(|_| evidence) {
+            print(&format!("    {}", one_line(line)))?;
+        }
     }
     Ok(Exit::Done)
 }
@@ -195,10 +188,9 @@ pub(super) fn quarantine(dir: &Path, json: bool) -> Result<Exit, LocalError> {
 }
 
 /// `updatectl explain`
-pub(super) fn explain(dir: &Path, json: bool) -> Result<Exit, LocalError> {
-    let folder = StateFolder::view(dir);
-    let status = folder.status()?;
-    let lines = reasons(&status, &record(dir)?, folder.engine().is_some());
+pub(super) async fn explain(options: &NodeOptions, json: bool) -> Result<Exit, LocalError> {
+    let (status, running) = present(options).await?;
+    let lines = reasons(&status, &record(&options.folder()?)?, running);
     if json {
         return print_json(&json!({ "schema": SCHEMA, "state": status.state, "reasons": lines }));
     }

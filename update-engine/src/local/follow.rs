@@ -1,0 +1,134 @@
+//! All steps: the status as it changes, from the engine on the bus, or else from the state folder.
+
+use super::{LocalError, NodeOptions};
+use crate::bus::client::{Following, Remote, Seen};
+use crate::state::StateFolder;
+use crate::status::StatusSource;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+/// How often the state folder is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How often an engine is looked for on the bus while there is none.
+const FIND_EVERY: Duration = Duration::from_secs(2);
+
+/// What following brings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    /// The status is now this.
+    Seen(Box<Seen>),
+    /// The engine that was followed is gone.
+    Gone,
+}
+
+/// Follows an engine, and one after it.
+#[derive(Debug)]
+pub(super) struct Follow {
+    folder: StateFolder,
+    /// Whether the bus may be asked: not for a state folder other than the configured one.
+    by_bus: bool,
+    remote: Option<(Remote, Following)>,
+    find_at: Instant,
+    last: Option<Seen>,
+    /// Whether an engine ran when the folder was last looked at.
+    ran: bool,
+}
+
+impl Follow {
+    /// Begins with the engine on the bus, if there is one and the options do not name another.
+    pub(super) async fn begin(options: &NodeOptions) -> Result<Self, LocalError> {
+        let mut follow = Self {
+            folder: StateFolder::view(&options.folder()?),
+            by_bus: options.by_bus(),
+            remote: None,
+            find_at: Instant::now(),
+            last: None,
+            ran: false,
+        };
+        follow.find().await;
+        Ok(follow)
+    }
+
+    /// The engine on the bus.
+    pub(super) fn remote(&self) -> Option<&Remote> {
+        self.remote.as_ref().map(|(remote, _)| remote)
+    }
+
+    /// The process id of the engine that works on the state folder.
+    pub(super) fn engine(&self) -> Option<u32> {
+        self.folder.engine()
+    }
+
+    /// Has [`Self::next`] give the present status, whether it differs or not.
+    pub(super) fn afresh(&mut self) {
+        self.last = None;
+    }
+
+    /// The next status that differs from the last one: the first time, the present one.
+    pub(super) async fn next(&mut self) -> Result<Change, LocalError> {
+        loop {
+            let change = match &mut self.remote {
+                Some((remote, following)) => {
+                    let alive = self.last.is_none() || following.changed().await;
+                    match remote.seen().await {
+                        Ok(seen) if alive => Some(seen),
+                        _ => {
+                            self.remote = None;
+                            self.find_at = Instant::now() + FIND_EVERY;
+                            return Ok(Change::Gone);
+                        }
+                    }
+                }
+                None => match self.look().await? {
+                    Change::Gone => return Ok(Change::Gone),
+                    Change::Seen(seen) => Some(*seen),
+                },
+            };
+            if let Some(seen) = change.filter(|seen| self.last.as_ref() != Some(seen)) {
+                self.last = Some(seen.clone());
+                return Ok(Change::Seen(Box::new(seen)));
+            }
+        }
+    }
+
+    async fn find(&mut self) {
+        self.find_at = Instant::now() + FIND_EVERY;
+        if !self.by_bus {
+            return;
+        }
+        if let Some(remote) = Remote::find().await
+            && let Ok(following) = remote.follow().await
+        {
+            self.remote = Some((remote, following));
+        }
+    }
+
+    /// Looks at the folder; not for the first time only after a while.
+    async fn look(&mut self) -> Result<Change, LocalError> {
+        if self.last.is_some() {
+            sleep(LOOK_EVERY).await;
+            if Instant::now() >= self.find_at {
+                self.find().await;
+            }
+            if let Some((remote, _)) = &self.remote
+                && let Ok(seen) = remote.seen().await
+            {
+                return Ok(Change::Seen(Box::new(seen)));
+            }
+        }
+        let running = self.folder.engine().is_some();
+        if std::mem::replace(&mut self.ran, running) && !running {
+            return Ok(Change::Gone);
+        }
+        match (self.folder.status(), &self.last) {
+            // The folder does not tell whether an operation runs: a status that stays is taken to be at rest.
+            (Ok(status), last) => {
+                let busy = running && last.as_ref().is_none_or(|last| last.status != status);
+                Ok(Change::Seen(Box::new(Seen { status, busy })))
+            }
+            // The engine is replacing it.
+            (Err(_), Some(last)) => Ok(Change::Seen(Box::new(last.clone()))),
+            (Err(error), None) => Err(error.into()),
+        }
+    }
+}
