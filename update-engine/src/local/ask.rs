@@ -92,7 +92,7 @@ async fn checked(asked: Asked) -> Result<(Status, Exit, String), LocalError> {
             let text = format!("{result}: {}", status.error.as_ref().unwrap_or(&status.reason));
             return Ok((status, exit, text));
         }
-        if after_something_else(status.state) {
+        if after_something_else(&status) {
             return Ok((status, Exit::Deferred, reply));
         }
     }
@@ -109,9 +109,15 @@ fn exit_of_check(result: &str) -> Exit {
     }
 }
 
-/// A check asked for in this state comes only after what is under way.
-const fn after_something_else(state: StateName) -> bool {
-    installs(state) || matches!(state, StateName::Confirming | StateName::Rebooting)
+/// A check asked for now comes only after what is under way: an installation, a reboot, or a judgement that may lead
+/// back to the other slot.
+fn after_something_else(status: &Status) -> bool {
+    let judged = || status.booted.as_ref().is_none_or(|booted| booted.confirmed);
+    match status.state {
+        StateName::Rebooting => true,
+        StateName::Confirming => !judged(),
+        state => installs(state),
+    }
 }
 
 const fn installs(state: StateName) -> bool {
@@ -179,7 +185,7 @@ async fn installed(asked: Asked, mut screen: Option<Screen>) -> Result<(Status, 
                     let text = text.clone();
                     break (status, exit, text);
                 }
-            } else if after_something_else(status.state) {
+            } else if after_something_else(&status) {
                 break (status, Exit::Deferred, reply);
             }
         }
