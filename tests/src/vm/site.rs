@@ -173,7 +173,11 @@ impl Site {
     }
 }
 
-fn loader() -> Result<PathBuf> {
+/// The loader that was built.
+///
+/// # Errors
+/// Where nobody built it.
+pub fn loader() -> Result<PathBuf> {
     let path = std::env::var_os(LOADER_VARIABLE).map(PathBuf::from);
     let path = path.with_context(|| format!("{LOADER_VARIABLE} is not set"))?;
     anyhow::ensure!(path.is_file(), "{} is not there: run image-tools/boot-select/build", path.display());
