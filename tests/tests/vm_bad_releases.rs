@@ -96,10 +96,14 @@ fn three_more_polls(machine: &mut Machine, before: &Status) {
 }
 
 /// What is the same for all of them at the end: reported with evidence, and the disk in order.
-fn reported(mut returned: Returned) {
+fn reported(mut returned: Returned, evidence: &str) {
     let event = returned.event();
-    assert!(event["detail"].as_str().is_some_and(|detail| !detail.is_empty()), "{event:#}");
     println!("vm event: {event:#}");
+    assert!(event["detail"].as_str().is_some_and(|detail| !detail.is_empty()), "{event:#}");
+    assert!(
+        event["evidence"].as_str().is_some_and(|told| told.contains(evidence)),
+        "no {evidence:?}: {event:#}"
+    );
     assert!(!returned.boot_id.is_empty());
     returned.machine.kill().unwrap();
     let disk = open_disk(&returned.machine.hardware.disk).unwrap();
@@ -115,7 +119,7 @@ fn a_kernel_that_panics() {
     let Some(returned) = comes_back("panic", Flaw::Panic, 3) else { return };
     assert_eq!(returned.said("boot-select: chosen: B"), 3, "it is given all of its tries");
     assert!(returned.said("Kernel panic") >= 3);
-    reported(returned);
+    reported(returned, "0 of 3 tries left, not successful");
 }
 
 #[test]
@@ -123,7 +127,7 @@ fn an_initrd_that_does_not_find_the_root_file_system() {
     let Some(returned) = comes_back("no-driver", Flaw::NoDriver, 1) else { return };
     assert_eq!(returned.said("boot-select: chosen: B"), 1);
     assert_eq!(returned.said("initrd: no root"), 1);
-    reported(returned);
+    reported(returned, "0 of 1 tries left, not successful");
 }
 
 #[test]
@@ -131,7 +135,7 @@ fn a_root_file_system_that_is_empty() {
     let Some(returned) = comes_back("empty-root", Flaw::EmptyRoot, 1) else { return };
     assert_eq!(returned.said("boot-select: chosen: B"), 1);
     assert_eq!(returned.said("initrd: root is /dev/vda5"), 1);
-    reported(returned);
+    reported(returned, "0 of 1 tries left, not successful");
 }
 
 #[test]
@@ -139,7 +143,7 @@ fn a_boot_image_that_is_garbage() {
     let Some(returned) = comes_back("garbage", Flaw::Garbage, 2) else { return };
     assert!(returned.said("boot-select: left out: B") >= 1);
     assert_eq!(returned.said("switched on"), 0);
-    reported(returned);
+    reported(returned, "left out: B: BOOT-B");
 }
 
 #[test]
@@ -147,7 +151,7 @@ fn a_system_that_hangs_is_reset_by_the_watchdog() {
     let Some(mut returned) = comes_back("hang", Flaw::Hang, 1) else { return };
     assert_eq!(returned.said("guest: waits for what never comes"), 1);
     assert_eq!(returned.machine.qmp().unwrap().events("WATCHDOG"), 1);
-    reported(returned);
+    reported(returned, "0 of 1 tries left, not successful");
 }
 
 #[test]
@@ -156,5 +160,5 @@ fn a_health_check_that_fails() {
     assert_eq!(returned.said("boot-select: chosen: B"), 1, "the engine goes back at the first no");
     let event = returned.event().to_string();
     assert!(event.contains("50-application") && event.contains('7'), "{event}");
-    reported(returned);
+    reported(returned, "the application does not answer");
 }
