@@ -163,10 +163,10 @@ impl Polkit {
         action_id: String,
         details: HashMap<String, String>,
         flags: u32,
-        cancellation_id: String,
-    ) -> zbus::fdo::Result<((bool, bool, HashMap<String, String>),)> {
+        cancellation_id: &str,
+    ) -> zbus::fdo::Result<(Answer,)> {
         let (kind, properties) = subject;
-        if !details.is_empty() || cancellation_id.is_empty() {
+        if details.into_keys().next().is_some() || cancellation_id.is_empty() {
             // The real one refuses details from whoever does not own the action.
             return Err(zbus::fdo::Error::InvalidArgs(
                 "unexpected details, or no cancellation id".to_owned(),
