@@ -26,7 +26,7 @@ fn engine_memory(machine: &mut Machine) -> Result<u64> {
 }
 
 fn main() -> Result<()> {
-    let settings = Settings { strategy: "off", data: 14 << 20, ..Settings::default() };
+    let settings = Settings { strategy: "off", data: 8 << 20, ..Settings::default() };
     let mut site = Site::new("bench", settings)?.context("the loader is not built: tests/run says how")?;
     site.add_program(Path::new(env!("CARGO_BIN_EXE_neighbour")))?;
     let mut machine = site.machine()?;

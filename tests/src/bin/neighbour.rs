@@ -43,12 +43,11 @@ fn main() -> Result<()> {
     let folder = Path::new(&folder);
     let seconds: u64 = arguments.next().and_then(|text| text.to_str()?.parse().ok()).context("no SECONDS")?;
     let path = folder.join("neighbour");
+    std::fs::write(&path, vec![1; BLOCKS * BLOCK])?;
+    File::open(&path)?.sync_all()?;
     let writer = open(&path, OFlags::DSYNC)?;
     let reader = open(&path, OFlags::DIRECT)?;
     let mut buffer = AlignedBuf::zeroed(BLOCK);
-    for block in 0..BLOCKS {
-        writer.write_all_at(&buffer, (block * BLOCK) as u64)?;
-    }
     let limit = Instant::now() + Duration::from_secs(seconds);
     let mut random = Random::new(1);
     let (mut writes, mut reads) = (Vec::new(), Vec::new());
@@ -61,6 +60,7 @@ fn main() -> Result<()> {
         reader.read_exact_at(&mut buffer, (random.below(BLOCKS) * BLOCK) as u64)?;
         reads.push(began.elapsed());
     }
+    anyhow::ensure!(!writes.is_empty(), "ended before the first write");
     std::fs::remove_file(&path)?;
     println!("{}", serde_json::json!([report("write", writes), report("read", reads)]));
     Ok(())

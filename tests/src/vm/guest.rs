@@ -15,7 +15,7 @@ use std::process::Command;
 /// Where `tests/run` had `tests/vm-images` put the kernel and its modules.
 pub const IMAGES_VARIABLE: &str = "FLIPSIDE_VM_IMAGES";
 /// Length of the root file system.
-pub const ROOT_SIZE: u64 = 56 << 20;
+pub const ROOT_SIZE: u64 = 72 << 20;
 /// Length of the boot image.
 pub const BOOT_SIZE: &str = "16M";
 /// Length of the state file system.
