@@ -69,11 +69,23 @@ impl std::fmt::Display for Run {
     }
 }
 
+/// A child process that ends with its owner: a test that fails leaves nothing behind.
+#[derive(Debug)]
+struct Owned(Child);
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        // It has ended already, as a rule; then there is nothing to end.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// A program that runs.
 #[derive(Debug)]
 pub struct Running {
     command: String,
-    child: Child,
+    child: Owned,
     started: Instant,
     stdout: JoinHandle<String>,
     stderr: JoinHandle<String>,
@@ -127,7 +139,7 @@ pub fn start(command: &mut Command) -> Result<Running> {
     let stderr = child.stderr.take().context("the program has no stderr")?;
     Ok(Running {
         command: text,
-        child,
+        child: Owned(child),
         started: Instant::now(),
         stdout: collect(stdout, sender.clone()),
         stderr: collect(stderr, sender),
@@ -168,7 +180,7 @@ impl Running {
     /// Its process id.
     #[must_use]
     pub fn id(&self) -> u32 {
-        self.child.id()
+        self.child.0.id()
     }
 
     /// Ends the program as a power cut or the kernel would (SIGKILL), by its process id.
@@ -176,7 +188,7 @@ impl Running {
     /// # Errors
     /// Where the kernel refuses.
     pub fn kill(&mut self) -> Result<()> {
-        self.child.kill().with_context(|| format!("`{}` cannot be killed", self.command))
+        self.child.0.kill().with_context(|| format!("`{}` cannot be killed", self.command))
     }
 
     /// Waits for the end.
@@ -198,7 +210,8 @@ impl Running {
                 }
             }
         }
-        let status: ExitStatus = self.child.wait().with_context(|| format!("`{}` is lost", self.command))?;
+        let status: ExitStatus =
+            self.child.0.wait().with_context(|| format!("`{}` is lost", self.command))?;
         let elapsed = self.started.elapsed();
         let stdout = self.stdout.join().unwrap_or_default();
         let stderr = self.stderr.join().unwrap_or_default();

@@ -11,6 +11,8 @@ use zbus::{Connection, Proxy, connection};
 
 /// How long the bus may take to let a client in.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long reading a property may take.
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an answer may take: a person may have to give a password first.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(200);
 
@@ -90,7 +92,13 @@ impl Remote {
     /// # Errors
     /// Where it does not answer, or with something else than a status of this version.
     pub async fn seen(&self) -> zbus::Result<Seen> {
-        let text: String = self.proxy.get_property("Status").await?;
+        // Not the connection's time-out, which leaves a person time for a password.
+        let text: String = tokio::select! {
+            text = tokio::time::timeout(READ_TIMEOUT, self.proxy.get_property("Status")) => {
+                text.map_err(|_| zbus::Error::Failure("the engine does not answer".to_owned()))??
+            }
+            () = self.connection.closed() => return Err(zbus::Error::Failure("the bus is gone".to_owned())),
+        };
         serde_json::from_str(&text)
             .map_err(|error| zbus::Error::Failure(format!("the engine's status cannot be read: {error}")))
     }

@@ -69,10 +69,11 @@ impl Follow {
         loop {
             let change = match &mut self.remote {
                 Some((remote, following)) => {
+                    // A connection that is closed is not asked: nothing would answer.
                     let alive = self.last.is_none() || following.changed().await;
-                    match remote.seen().await {
-                        Ok(seen) if alive => Some(seen),
-                        _ => {
+                    match if alive { remote.seen().await.ok() } else { None } {
+                        Some(seen) => Some(seen),
+                        None => {
                             self.remote = None;
                             self.find_at = Instant::now() + FIND_EVERY;
                             return Ok(Change::Gone);
