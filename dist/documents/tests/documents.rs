@@ -6,9 +6,18 @@ use std::collections::BTreeMap;
 use update_engine::config::keys::KEYS;
 
 fn made() -> BTreeMap<String, String> {
-    let documents = documents::documents().unwrap();
+    let documents = match documents::documents() {
+        Ok(documents) => documents,
+        Err(error) => panic!("the documents cannot be made: {error}"),
+    };
     let count = documents.len();
-    let text = |d: Document| (d.path.to_str().unwrap().to_owned(), String::from_utf8(d.content).unwrap());
+    let text = |d: Document| {
+        let content = match String::from_utf8(d.content) {
+            Ok(content) => content,
+            Err(error) => panic!("{}: {error}", d.path.display()),
+        };
+        (d.path.display().to_string(), content)
+    };
     let made: BTreeMap<_, _> = documents.into_iter().map(text).collect();
     assert_eq!(made.len(), count, "two documents of one name");
     made
