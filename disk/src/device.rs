@@ -17,6 +17,7 @@ use std::io;
 use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// How much memory a direct transfer from or to unaligned memory takes, in bytes.
 const BOUNCE: usize = 1 << 20;
@@ -69,6 +70,26 @@ pub enum OpenError {
     },
 }
 
+/// How long another lock on a block device is waited for. After each program that wrote to a disk has closed it, udev
+/// looks at the disk again and holds a lock meanwhile: seconds on a slow machine, and between two steps of an update.
+const UDEV_PATIENCE: Duration = Duration::from_secs(20);
+/// The pause between two attempts.
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
+
+/// Takes the lock against other writers, waiting at most so long for who has it.
+fn lock(file: &File, path: &Path, patience: Duration) -> Result<(), OpenError> {
+    let limit = Instant::now() + patience;
+    loop {
+        match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) if Instant::now() < limit => std::thread::sleep(LOCK_PAUSE),
+            Err(Errno::WOULDBLOCK) => return Err(OpenError::Locked(path.to_owned())),
+            result => {
+                return result.map_err(|e| OpenError::Io { path: path.to_owned(), source: e.into() });
+            }
+        }
+    }
+}
+
 /// A disk as a block device or a regular file.
 #[derive(Debug)]
 pub struct DiskFile {
@@ -104,10 +125,7 @@ impl DiskFile {
             _ => return Err(OpenError::NotADisk(path.to_owned())),
         };
         if access == Access::Write {
-            match rustix::fs::flock(&cached, FlockOperation::NonBlockingLockExclusive) {
-                Err(Errno::WOULDBLOCK) => return Err(OpenError::Locked(path.to_owned())),
-                result => result.map_err(|e| io_error(e.into()))?,
-            }
+            lock(&cached, path, if block_device { UDEV_PATIENCE } else { Duration::ZERO })?;
         }
         let direct = match open(OFlags::DIRECT) {
             Ok(file) => Some(file),
