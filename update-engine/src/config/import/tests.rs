@@ -58,7 +58,7 @@ fn broken_syntax_names_its_line() {
     ] {
         match import(text) {
             Err(ImportError::Syntax { line: found, .. }) => {
-                assert!(found.abs_diff(line) <= 1, "{text}: {found}")
+                assert!(found.abs_diff(line) <= 1, "{text}: {found}");
             }
             other => panic!("{text:?}: {other:?}"),
         }
