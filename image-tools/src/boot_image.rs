@@ -5,6 +5,7 @@ use crate::disk::Size;
 use crate::efi;
 use crate::fat::{self, FatFile, Preference, Volume};
 use anyhow::{Context as _, bail, ensure};
+use boot_select::cmdline::TRYING;
 use clap::{ArgGroup, Args, Subcommand};
 use protocol::digest::Sha256;
 use serde::Serialize;
@@ -13,11 +14,11 @@ use std::path::{Path, PathBuf};
 
 /// The schema number of what `--json` prints.
 const SCHEMA: u32 = 1;
-/// The longest command line, in bytes: what the loader adds, ` root=PARTUUID=` with 36 characters and ` flipside.slot=`
-/// with one, must find room behind it.
-const CMDLINE_MAX: usize = boot_select::cmdline::MAX_BYTES - (15 + 36) - (15 + 1);
+/// The longest command line, in bytes: what the loader adds, ` root=PARTUUID=` with 36 characters, ` flipside.slot=` with
+/// one and ` flipside.trying`, must find room behind it.
+const CMDLINE_MAX: usize = boot_select::cmdline::MAX_BYTES - (15 + 36) - (15 + 1) - (1 + TRYING.len());
 /// What the loader adds itself.
-const RESERVED: [&str; 2] = ["root", "flipside.slot"];
+const RESERVED: [&str; 3] = ["root", "flipside.slot", TRYING];
 /// The names on the volume. The loader looks for these.
 const CMDLINE: &str = "cmdline";
 const KERNEL: &str = "vmlinuz";
@@ -44,7 +45,7 @@ pub(crate) struct BuildArgs {
     /// A unified kernel image without a command line of its own, instead of --kernel and --initrd
     #[arg(long, value_name = "FILE")]
     efi: Option<PathBuf>,
-    /// The kernel's command line; root= and flipside.slot= are added by the loader
+    /// The kernel's command line; root=, flipside.slot= and flipside.trying are added by the loader
     #[arg(long, value_name = "TEXT", conflicts_with = "cmdline_file")]
     cmdline: Option<String>,
     /// A file that holds the command line, one line

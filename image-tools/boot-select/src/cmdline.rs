@@ -9,7 +9,11 @@ use alloc::vec::Vec;
 /// adds stands at its end.
 pub const MAX_BYTES: usize = 2047;
 
-/// The command line of a slot: the text of its `\cmdline` file, then the root partition and the slot.
+/// The word that says that the slot which starts is not successful: whatever guards it has to act in this boot.
+pub const TRYING: &str = "flipside.trying";
+
+/// The command line of a slot: the text of its `\cmdline` file, then the root partition, the slot and, where the slot is
+/// not successful, [`TRYING`].
 ///
 /// # Errors
 /// What is wrong with the file: not one line of printable ASCII text, or too long.
@@ -22,10 +26,12 @@ pub fn compose(file: &[u8], slot: &SlotPartitions) -> Result<String, String> {
         });
     }
     let gap = if text.is_empty() { "" } else { " " };
-    let line = format!("{text}{gap}root=PARTUUID={} flipside.slot={}", slot.root.unique_guid, slot.slot);
+    let trying = if slot.root.attributes.successful() { String::new() } else { format!(" {TRYING}") };
+    let line =
+        format!("{text}{gap}root=PARTUUID={} flipside.slot={}{trying}", slot.root.unique_guid, slot.slot);
     if line.len() > MAX_BYTES {
         return Err(format!(
-            "\\cmdline: {} bytes with root= and flipside.slot=: at most {MAX_BYTES}",
+            "\\cmdline: {} bytes with what the loader adds: at most {MAX_BYTES}",
             line.len()
         ));
     }

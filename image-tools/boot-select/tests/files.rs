@@ -54,26 +54,29 @@ fn what_is_no_program_for_this_machine_is_refused() {
     assert!(kernel::check(&[]).is_err());
 }
 
-fn slot() -> SlotPartitions {
+/// A slot that was activated, or one that is confirmed.
+fn slot(confirmed: bool) -> SlotPartitions {
+    let tried = Attributes::default().activated(3).with_tries_left(2);
     let root = Entry {
         number: 3,
         type_guid: boot_select::ROOT_TYPE,
         unique_guid: "0A1B2C3D-4E5F-6071-8293-A4B5C6D7E8F9".parse::<Guid>().unwrap(),
         first_lba: 1,
         last_lba: 2,
-        attributes: Attributes::default(),
+        attributes: if confirmed { tried.confirmed() } else { tried },
         name: "ROOT-B".to_owned(),
     };
     SlotPartitions { slot: Slot::B, root, boot: Err(String::new()) }
 }
 
 const ADDED: &str = "root=PARTUUID=0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9 flipside.slot=B";
+const TRIED: &str = "root=PARTUUID=0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9 flipside.slot=B flipside.trying";
 
 #[test]
 fn the_command_line_ends_with_root_and_slot() {
-    assert_eq!(cmdline::compose(b"", &slot()).unwrap(), ADDED);
-    assert_eq!(cmdline::compose(b"  \n", &slot()).unwrap(), ADDED);
-    let line = cmdline::compose(b" quiet console=ttyS0,115200 \r\n", &slot()).unwrap();
+    assert_eq!(cmdline::compose(b"", &slot(true)).unwrap(), ADDED);
+    assert_eq!(cmdline::compose(b"  \n", &slot(true)).unwrap(), ADDED);
+    let line = cmdline::compose(b" quiet console=ttyS0,115200 \r\n", &slot(true)).unwrap();
     assert_eq!(line, format!("quiet console=ttyS0,115200 {ADDED}"));
     let options = cmdline::load_options(&line);
     assert_eq!(options.last(), Some(&0));
@@ -88,12 +91,30 @@ fn a_command_line_that_would_arrive_as_another_one_is_refused() {
         ("größe=1".as_bytes(), "'ö'"),
         (b"\xff\xfe", "not text"),
     ] {
-        let refused = cmdline::compose(file, &slot()).unwrap_err();
+        let refused = cmdline::compose(file, &slot(true)).unwrap_err();
         assert!(refused.starts_with("\\cmdline: ") && refused.contains(expected), "{refused}");
     }
-    let room = cmdline::MAX_BYTES - ADDED.len() - 1;
-    assert_eq!(cmdline::compose(&vec![b'x'; room], &slot()).unwrap().len(), cmdline::MAX_BYTES);
-    assert!(cmdline::compose(&vec![b'x'; room + 1], &slot()).unwrap_err().contains("2048 bytes"));
+    for (confirmed, added) in [(true, ADDED), (false, TRIED)] {
+        let room = cmdline::MAX_BYTES - added.len() - 1;
+        let slot = slot(confirmed);
+        assert_eq!(cmdline::compose(&vec![b'x'; room], &slot).unwrap().len(), cmdline::MAX_BYTES);
+        assert!(cmdline::compose(&vec![b'x'; room + 1], &slot).unwrap_err().contains("2048 bytes"));
+    }
+}
+
+#[test]
+fn a_slot_that_is_not_successful_says_so_and_no_other_does() {
+    assert_eq!(cmdline::compose(b"quiet", &slot(false)).unwrap(), format!("quiet {TRIED}"));
+    // Tries do not matter: what they are left of a confirmed slot, and the last one of a slot that is tried.
+    for (attributes, expected) in [
+        (Attributes::default().activated(3).with_tries_left(0), TRIED),
+        (Attributes::default().activated(3).confirmed().with_tries_left(1), ADDED),
+        (Attributes::default().confirmed().fallback(), ADDED),
+    ] {
+        let mut slot = slot(true);
+        slot.root.attributes = attributes;
+        assert_eq!(cmdline::compose(b"", &slot).unwrap(), expected, "{attributes:?}");
+    }
 }
 
 proptest! {
@@ -108,7 +129,7 @@ proptest! {
             bytes[0x3c..0x40].copy_from_slice(&place.to_le_bytes());
         }
         let _ = kernel::check(&bytes);
-        if let Ok(line) = cmdline::compose(&bytes, &slot()) {
+        if let Ok(line) = cmdline::compose(&bytes, &slot(true)) {
             prop_assert!(line.ends_with(ADDED) && line.len() <= cmdline::MAX_BYTES);
         }
     }
