@@ -1,6 +1,6 @@
 //! Configuration, for every step: the configuration of other engines, translated (`updatectl config import`).
 //!
-//! Source text -> [`Entry`]s with their lines (one reader for each syntax) -> [`Imported`]: settings, and a note for every
+//! Source text -> entries with their lines (one reader for each syntax) -> [`Imported`]: settings, and a note for every
 //! entry that has no equivalent or does not mean quite the same. What no rule takes is named: nothing is dropped in
 //! silence.
 
