@@ -1,9 +1,10 @@
 //! Step 12, confirm: what guards a boot into a new release in case the engine does not.
 //!
 //! The engine judges a new release and goes back by itself. Where it never starts, cannot start or dies, nobody would:
-//! `update-engine confirm` runs beside it from the beginning of every boot, waits for the running slot to be confirmed,
-//! and exits 1 where that has not happened in time. Its unit answers that with a reboot, which spends a try; the loader
-//! does the rest. It changes nothing itself, and without proof that there is a slot to fall back to it never exits 1.
+//! `update-engine confirm` runs beside it from the beginning of every boot into a slot that is not successful
+//! (`flipside.trying` on the kernel command line), waits for the slot to be confirmed, and exits 1 where that has not
+//! happened in time. Its unit answers that with a reboot, which spends a try; the loader does the rest. It changes nothing
+//! itself, and without proof that there is a slot to fall back to it never exits 1.
 
 use crate::boot;
 use crate::config::{Merged, Settings};
@@ -25,6 +26,12 @@ use std::time::{Duration, Instant};
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How long the engine may take to start, on top of its own deadline.
 const MARGIN: Duration = Duration::from_secs(300);
+/// How long the engine may be gone before it counts as gone: it is started again (a package, its watchdog, an operator).
+const GONE: Duration = Duration::from_secs(120);
+/// How long the engine must be at work without a break to count as back.
+const STEADY: Duration = Duration::from_secs(60);
+/// Where this file is, the machine is not rebooted.
+const NO_GUARD: &str = "/run/update-engine/no-guard";
 /// `health.deadline_s` where the configuration cannot be used.
 const DEADLINE: Duration = Duration::from_secs(300);
 /// `state.dir` where the configuration cannot be used.
@@ -65,6 +72,10 @@ pub struct Facts {
     pub engine_since: Option<Duration>,
     /// The engine is at work.
     pub engine_runs: bool,
+    /// For how long it has not been at work, breaks of less than a minute's work included.
+    pub engine_gone: Duration,
+    /// Somebody asked for the machine not to be rebooted.
+    pub paused: bool,
 }
 
 /// What does not change while it waits.
@@ -100,17 +111,49 @@ pub fn decide(facts: &Facts, limits: &Limits) -> Decision {
     // by its watchdog, and then works no more.
     let since = facts.engine_since.filter(|_| facts.engine_runs);
     let engines = since.map_or(Duration::ZERO, |since| since + limits.deadline + MARGIN);
-    let in_time = facts.elapsed < limits.after.max(engines) || (facts.engine_runs && limits.require_server);
+    let in_time = facts.elapsed < limits.after.max(engines)
+        || if facts.engine_runs { limits.require_server } else { facts.engine_gone < GONE };
     match facts.slots {
         Some((running, _)) if running.successful() => Decision::Confirmed,
         Some((_, other)) if !other.bootable() => Decision::NoFallback,
-        _ if in_time => Decision::Wait,
+        _ if in_time || facts.paused => Decision::Wait,
         Some(_) => Decision::GoBack,
         None => Decision::Unknown,
     }
 }
 
+/// What was seen of the engine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Watch {
+    /// When it was first seen.
+    first: Option<Duration>,
+    /// Since when it has been at work without a break.
+    steady: Option<Duration>,
+    /// Since when it has not been at work. Not forgotten for one that comes up only to die again.
+    gone: Option<Duration>,
+}
+
+impl Watch {
+    fn look(&mut self, now: Duration, runs: bool) {
+        if runs {
+            self.first = self.first.or(Some(now));
+            self.steady = self.steady.or(Some(now));
+            if self.steady.is_some_and(|since| now.saturating_sub(since) >= STEADY) {
+                self.gone = None;
+            }
+        } else {
+            self.steady = None;
+            self.gone = self.gone.or(Some(now));
+        }
+    }
+
+    fn gone_for(&self, now: Duration) -> Duration {
+        self.gone.map_or(Duration::ZERO, |since| now.saturating_sub(since))
+    }
+}
+
 /// Where to look, from a configuration or without one.
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Places {
     disk: Option<PathBuf>,
     layout: SlotLayout,
@@ -121,17 +164,17 @@ struct Places {
 impl Places {
     fn new(args: &ConfirmArgs) -> Self {
         let merged = local::merged(args.config.as_deref());
-        let settings = merged.and_then(|merged: Merged| Settings::from_merged(&merged));
-        if let Err(error) = &settings {
-            tracing::warn!("the configuration cannot be used, so defaults are: {}", chain(error));
+        let settings = merged
+            .as_ref()
+            .map_err(|error| chain(error))
+            .and_then(|merged| Settings::from_merged(merged).map_err(|error| chain(&error)));
+        if let Err(problem) = &settings {
+            tracing::warn!(
+                "the configuration cannot be used, so defaults are for what it does not say: {problem}"
+            );
         }
         let settings = settings.ok();
-        let deadline = settings.as_ref().map_or(DEADLINE, |settings| settings.health.deadline);
-        let limits = Limits {
-            after: args.after.map_or(deadline + MARGIN, Duration::from_secs),
-            deadline,
-            require_server: settings.as_ref().is_some_and(|settings| settings.health.require_server),
-        };
+        let limits = Limits::new(args.after, settings.as_ref(), merged.as_ref().ok());
         let configured = settings.as_ref().map(|settings| settings.state_dir.clone());
         Self {
             disk: args
@@ -142,6 +185,24 @@ impl Places {
             state_dir: args.state_dir.clone().or(configured).unwrap_or_else(|| STATE_DIR.into()),
             limits,
         }
+    }
+}
+
+impl Limits {
+    /// From the settings. Where they cannot be had for the sake of another key, these keys count all the same.
+    fn new(after: Option<u64>, settings: Option<&Settings>, merged: Option<&Merged>) -> Self {
+        let value = |key| merged.and_then(|merged| merged.get(key)).map(|set| &set.value);
+        let seconds = || value("health.deadline_s")?.as_integer().and_then(|s| u64::try_from(s).ok());
+        let deadline = match settings {
+            Some(settings) => settings.health.deadline,
+            None => seconds().filter(|s| (1..=86_400).contains(s)).map_or(DEADLINE, Duration::from_secs),
+        };
+        let require_server = match settings {
+            Some(settings) => settings.health.require_server,
+            None => value("health.require_server").and_then(toml::Value::as_bool).unwrap_or(false),
+        };
+        let after = after.map_or(deadline + MARGIN, Duration::from_secs);
+        Self { after, deadline, require_server }
     }
 }
 
@@ -156,11 +217,15 @@ enum LookError {
     Boot(#[from] boot::BootError),
 }
 
-/// The slot that runs, and what the table says of it and of the other one.
-fn look(places: &Places, booted: Option<Slot>) -> Result<(Slot, Attributes, Attributes), LookError> {
-    let device = match &places.disk {
-        Some(device) => device.clone(),
-        None => discovery::find(&places.layout)?,
+/// The slot that runs, and what the table says of it and of the other one. `found` keeps the disk that was looked for.
+fn look(
+    places: &Places,
+    booted: Option<Slot>,
+    found: &mut Option<PathBuf>,
+) -> Result<(Slot, Attributes, Attributes), LookError> {
+    let device = match (&places.disk, &*found) {
+        (Some(device), _) | (None, Some(device)) => device.clone(),
+        (None, None) => found.insert(discovery::find(&places.layout)?).clone(),
     };
     let disk = Slots::new(Arc::new(device), places.layout.clone()).look()?;
     let root = Path::new("/");
@@ -169,36 +234,54 @@ fn look(places: &Places, booted: Option<Slot>) -> Result<(Slot, Attributes, Attr
     Ok((slot, disk.attributes(slot), disk.attributes(slot.other())))
 }
 
-/// Time since the boot.
-fn uptime(started: Instant) -> Duration {
+/// Time since the boot, as far as it has passed before now.
+fn uptime() -> Duration {
     let text = std::fs::read_to_string("/proc/uptime").unwrap_or_default();
     let seconds = text.split_whitespace().next().and_then(|word| word.parse().ok());
-    seconds.and_then(|s| Duration::try_from_secs_f64(s).ok()).unwrap_or_else(|| started.elapsed())
+    seconds.and_then(|s| Duration::try_from_secs_f64(s).ok()).unwrap_or_default()
 }
 
 /// Waits for the running slot to be confirmed. [`Exit::Failed`] says that the machine is to be rebooted, and nothing
 /// else ends so.
 #[must_use]
 pub fn run(args: &ConfirmArgs) -> Exit {
-    let (places, started) = (Places::new(args), Instant::now());
-    let (mut engine_since, mut told) = (None, String::new());
+    // From here on a clock that stands while the machine sleeps, as the engine's does.
+    let (before, started) = (uptime(), Instant::now());
+    let (mut places, mut found, mut told) = (Places::new(args), None, String::new());
+    let mut watch = Watch { gone: Some(Duration::ZERO), ..Watch::default() };
     loop {
-        let elapsed = uptime(started);
-        let engine_runs = StateFolder::view(&places.state_dir).engine().is_some();
-        if engine_runs {
-            engine_since = engine_since.or(Some(elapsed));
-        }
-        let looked = look(&places, args.booted);
-        let slots = looked.as_ref().ok().map(|(_, running, other)| (*running, *other));
-        let decision = decide(&Facts { slots, elapsed, engine_since, engine_runs }, &places.limits);
+        let elapsed = before + started.elapsed();
+        let engine_runs = StateFolder::view(&places.state_dir).has_engine();
+        watch.look(elapsed, engine_runs);
+        let looked = look(&places, args.booted, &mut found);
+        let facts = Facts {
+            slots: looked.as_ref().ok().map(|(_, running, other)| (*running, *other)),
+            elapsed,
+            engine_since: watch.first,
+            engine_runs,
+            engine_gone: watch.gone_for(elapsed),
+            paused: Path::new(NO_GUARD).exists(),
+        };
+        let decision = decide(&facts, &places.limits);
         let problem = looked.as_ref().err().map(|error| chain(error)).unwrap_or_default();
+        if decision == Decision::GoBack {
+            // It was read at the beginning of the boot, perhaps before all of it was there, or was mended since.
+            let now = Places::new(args);
+            if now != places {
+                if now.state_dir != places.state_dir {
+                    watch = Watch { gone: Some(elapsed), ..Watch::default() };
+                }
+                (places, found) = (now, None);
+                continue;
+            }
+        }
         if decision != Decision::Wait {
             return end(args, decision, looked.ok().map(|(slot, ..)| slot), &problem);
         }
-        if told != problem {
+        if told != problem && !problem.is_empty() {
             tracing::warn!("the slots cannot be read yet: {problem}");
-            told = problem;
         }
+        told = problem;
         std::thread::sleep(LOOK_EVERY);
     }
 }
@@ -246,46 +329,132 @@ mod tests {
         Attributes::default().activated(3).with_tries_left(2)
     }
 
+    /// Slots, seconds since the boot, when the engine was first seen, whether it is at work, for how long it has not been.
+    fn facts(
+        slots: Option<(Attributes, Attributes)>,
+        elapsed: u64,
+        engine_since: Option<u64>,
+        engine_runs: bool,
+        gone: u64,
+    ) -> Facts {
+        Facts {
+            slots,
+            elapsed: s(elapsed),
+            engine_since: engine_since.map(s),
+            engine_runs,
+            engine_gone: s(gone),
+            paused: false,
+        }
+    }
+
     #[test]
     fn it_goes_back_only_late_unconfirmed_and_with_a_fallback() {
         let limits = Limits { after: s(600), deadline: s(300), require_server: false };
         let (good, tried, bad) = (good(), tried(), Attributes::default());
-        for (slots, elapsed, engine_since, engine_runs, expected) in [
-            (Some((good, good)), 1, None, false, Decision::Confirmed),
-            (Some((good, good)), 9999, None, false, Decision::Confirmed),
-            (Some((good, bad)), 9999, None, false, Decision::Confirmed),
-            (Some((tried, good)), 0, None, false, Decision::Wait),
-            (Some((tried, good)), 599, None, false, Decision::Wait),
-            (Some((tried, good)), 600, None, false, Decision::GoBack),
+        for (slots, elapsed, engine_since, engine_runs, gone, expected) in [
+            (Some((good, good)), 1, None, false, 1, Decision::Confirmed),
+            (Some((good, good)), 9999, None, false, 9999, Decision::Confirmed),
+            (Some((good, bad)), 9999, None, false, 9999, Decision::Confirmed),
+            (Some((tried, good)), 0, None, false, 0, Decision::Wait),
+            (Some((tried, good)), 599, None, false, 599, Decision::Wait),
+            (Some((tried, good)), 600, None, false, 600, Decision::GoBack),
             // Condemned while it runs.
-            (Some((bad, good)), 600, None, false, Decision::GoBack),
-            (Some((tried, bad)), 1, None, false, Decision::NoFallback),
-            (Some((tried, bad)), 9999, None, false, Decision::NoFallback),
+            (Some((bad, good)), 600, None, false, 600, Decision::GoBack),
+            (Some((tried, bad)), 1, None, false, 1, Decision::NoFallback),
+            (Some((tried, bad)), 9999, None, false, 9999, Decision::NoFallback),
             // The engine came late: it has its own time.
-            (Some((tried, good)), 700, Some(500), true, Decision::Wait),
-            (Some((tried, good)), 1099, Some(500), true, Decision::Wait),
-            (Some((tried, good)), 1100, Some(500), true, Decision::GoBack),
-            // It came and died.
-            (Some((tried, good)), 700, Some(500), false, Decision::GoBack),
-            (None, 0, None, false, Decision::Wait),
-            (None, 9999, None, false, Decision::Unknown),
-            (None, 9999, Some(10), true, Decision::Unknown),
+            (Some((tried, good)), 700, Some(500), true, 0, Decision::Wait),
+            (Some((tried, good)), 1099, Some(500), true, 0, Decision::Wait),
+            (Some((tried, good)), 1100, Some(500), true, 0, Decision::GoBack),
+            // It came and went: started again, or dead.
+            (Some((tried, good)), 700, Some(500), false, 0, Decision::Wait),
+            (Some((tried, good)), 700, Some(500), false, 119, Decision::Wait),
+            (Some((tried, good)), 700, Some(500), false, 120, Decision::GoBack),
+            (None, 0, None, false, 0, Decision::Wait),
+            (None, 9999, None, false, 9999, Decision::Unknown),
+            (None, 9999, Some(10), true, 0, Decision::Unknown),
         ] {
-            let facts = Facts { slots, elapsed: s(elapsed), engine_since: engine_since.map(s), engine_runs };
+            let facts = facts(slots, elapsed, engine_since, engine_runs, gone);
             assert_eq!(decide(&facts, &limits), expected, "{facts:?}");
+            let paused = decide(&Facts { paused: true, ..facts }, &limits);
+            assert_ne!(paused, Decision::GoBack, "{facts:?}");
+            assert!(paused == Decision::Wait || paused == expected, "{facts:?}");
         }
     }
 
     #[test]
     fn an_outage_of_the_server_condemns_nothing() {
         let limits = Limits { after: s(600), deadline: s(300), require_server: true };
-        let facts = |engine_runs| Facts {
-            slots: Some((tried(), good())),
-            elapsed: s(90_000),
-            engine_since: Some(s(20)),
-            engine_runs,
+        let after_a_day =
+            |runs, gone| decide(&facts(Some((tried(), good())), 90_000, Some(20), runs, gone), &limits);
+        assert_eq!(after_a_day(true, 0), Decision::Wait);
+        assert_eq!(after_a_day(false, 15), Decision::Wait, "it is started again");
+        assert_eq!(after_a_day(false, 120), Decision::GoBack, "nobody waits for the server");
+    }
+
+    /// For how long the engine counts as gone at the end, looked at every 5 s from 600 s on, after a day's good work.
+    fn gone_after(looks: impl IntoIterator<Item = bool>) -> u64 {
+        let mut watch = Watch { first: Some(s(20)), steady: Some(s(20)), gone: None };
+        let mut now = s(600);
+        for runs in looks {
+            watch.look(now, runs);
+            now += LOOK_EVERY;
+        }
+        watch.gone_for(now - LOOK_EVERY).as_secs()
+    }
+
+    #[test]
+    fn an_engine_that_is_started_again_is_not_gone_and_one_that_always_dies_is() {
+        assert_eq!(gone_after([true; 100]), 0);
+        // 15 s without it, then a minute's work.
+        let restart = [false, false, false].into_iter().chain([true; 13]);
+        assert_eq!(gone_after(restart.clone()), 0);
+        assert_eq!(gone_after(restart.clone().chain([false])), 0, "counted anew");
+        assert_eq!(gone_after(restart.cycle().take(1600)), 0, "again and again");
+        assert_eq!(gone_after([false; 25]), 120);
+        // It comes up for 10 s each time: never back.
+        let dying = [true, true, false, false, false].into_iter().cycle();
+        assert!(gone_after(dying.take(40)) >= GONE.as_secs());
+        let mut watch = Watch { gone: Some(Duration::ZERO), ..Watch::default() };
+        watch.look(s(600), false);
+        assert_eq!(watch.gone_for(s(600)), s(600), "it never came");
+    }
+
+    fn written(text: &str) -> (tempfile::TempDir, ConfirmArgs) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("node.toml");
+        std::fs::write(&path, text).unwrap();
+        let args = ConfirmArgs {
+            after: None,
+            config: Some(path),
+            disk: None,
+            state_dir: None,
+            booted: None,
+            json: false,
         };
-        assert_eq!(decide(&facts(true), &limits), Decision::Wait);
-        assert_eq!(decide(&facts(false), &limits), Decision::GoBack, "nobody waits for the server");
+        (dir, args)
+    }
+
+    #[test]
+    fn its_limits_count_even_where_the_rest_of_the_configuration_is_wrong() {
+        for (text, deadline, require_server) in [
+            ("[health]\ndeadline_s = 1200\nrequire_server = true\n[server]\nurl = 7\n", 1200, true),
+            ("[health]\ndeadline_s = 0\n", 300, false),
+            ("[health]\ndeadline_s = \"soon\"\n", 300, false),
+            ("not TOML", 300, false),
+        ] {
+            let (_dir, args) = written(text);
+            let expected = Limits { after: s(deadline) + MARGIN, deadline: s(deadline), require_server };
+            assert_eq!(Places::new(&args).limits, expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_configuration_that_was_mended_meanwhile_is_another_one() {
+        let (_dir, args) = written("[health]\ndeadline_s = 100\n");
+        let before = Places::new(&args);
+        assert_eq!(Places::new(&args), before, "read twice");
+        std::fs::write(args.config.as_ref().unwrap(), "[health]\ndeadline_s = 900\n").unwrap();
+        assert_ne!(Places::new(&args), before);
     }
 }

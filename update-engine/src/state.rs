@@ -21,6 +21,7 @@ use protocol::id::NodeId;
 use std::fs::{File, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// A state folder that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -91,6 +92,10 @@ pub enum StateError {
     Randomness(getrandom::Error),
 }
 
+/// How often, and after how long each time, a lock that is held is tried again.
+const LOCK_TRIES: u32 = 10;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+
 /// Files that are only written once there is a record.
 const TRACES: [&str; 5] = [
     "node-id",
@@ -135,7 +140,7 @@ impl StateFolder {
             .truncate(false)
             .open(&path)
             .map_err(io("open", &path))?;
-        match file.try_lock() {
+        match try_lock(&file) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 return Err(StateError::Locked { dir: dir.to_owned(), pid: read_pid(&mut file) });
@@ -180,17 +185,27 @@ impl StateFolder {
         self.dir.join("status.json")
     }
 
-    /// The process id of the engine at work on this folder. Judged by the process that `lock` names and its open
-    /// files, so that asking never gets in a starting engine's way.
+    /// The process id of the engine at work on this folder.
     #[must_use]
     pub fn engine(&self) -> Option<u32> {
-        let path = self.dir.join("lock");
-        let pid = File::open(&path).ok().and_then(|mut file| read_pid(&mut file))?;
-        let path = std::fs::canonicalize(path).ok()?;
-        let files = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
-        let holds =
-            files.flatten().any(|file| std::fs::read_link(file.path()).is_ok_and(|held| held == path));
-        holds.then_some(pid)
+        self.held().and_then(|mut file| read_pid(&mut file))
+    }
+
+    /// Whether an engine is at work on this folder.
+    #[must_use]
+    pub fn has_engine(&self) -> bool {
+        self.held().is_some()
+    }
+
+    /// The lock, where an engine holds it. Told by the lock itself, which needs no right but to read the file: what
+    /// another process has open is not shown to everybody who may ask.
+    fn held(&self) -> Option<File> {
+        let file = File::open(self.dir.join("lock")).ok()?;
+        match file.try_lock_shared() {
+            // Let go when the file is closed, at once; an engine that starts at this moment waits for it.
+            Ok(()) | Err(TryLockError::Error(_)) => None,
+            Err(TryLockError::WouldBlock) => Some(file),
+        }
     }
 
     /// Reads the record: the newer of its readable copies. With the lock held, an unreadable copy beside a readable
@@ -298,6 +313,17 @@ impl StateFolder {
             Err(source) => Err(StateError::Io { action: "read", path, source }),
         }
     }
+}
+
+/// Locks for an engine. Who only asks whether there is one holds a shared lock for a moment, so it is tried for a while.
+fn try_lock(file: &File) -> Result<(), TryLockError> {
+    for _ in 0..LOCK_TRIES {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_PAUSE),
+            other => return other,
+        }
+    }
+    file.try_lock()
 }
 
 fn read_pid(file: &mut File) -> Option<u32> {

@@ -60,7 +60,7 @@ impl StatusSource for StateFolder {
         if status.schema != SCHEMA {
             return Err(StatusError::Invalid { path, source: None });
         }
-        if at_work(status.state) && self.engine().is_none() {
+        if at_work(status.state) && !self.has_engine() {
             status.reason = format!("{} (when the engine last ran; it is not running now)", status.reason);
         }
         Ok(status)

@@ -117,7 +117,7 @@ impl Follow {
                 return Ok(Change::Seen(Box::new(seen)));
             }
         }
-        let running = self.folder.engine().is_some();
+        let running = self.folder.has_engine();
         if std::mem::replace(&mut self.ran, running) && !running {
             return Ok(Change::Gone);
         }

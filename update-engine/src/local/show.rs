@@ -30,7 +30,7 @@ async fn present(options: &NodeOptions) -> Result<(Status, bool), LocalError> {
     let change = follow.next().await?;
     let folder = StateFolder::view(&options.folder()?);
     Ok(match change {
-        Change::Seen(seen) => (seen.status, follow.remote().is_some() || folder.engine().is_some()),
+        Change::Seen(seen) => (seen.status, follow.remote().is_some() || folder.has_engine()),
         // It went this moment.
         Change::Gone => (folder.status()?, false),
     })

@@ -187,6 +187,42 @@ fn two_engines_never_share_a_folder() {
 }
 
 #[test]
+fn an_engine_is_who_holds_the_lock_and_not_who_has_the_file_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let view = StateFolder::view(dir.path());
+    assert!(!view.has_engine(), "there is no file yet");
+    drop(StateFolder::lock(dir.path()).unwrap());
+    let open = File::open(dir.path().join("lock")).unwrap();
+    assert_eq!((view.engine(), view.has_engine()), (None, false), "open, by the process that it names");
+    let engine = StateFolder::lock(dir.path()).unwrap();
+    assert_eq!((view.engine(), view.has_engine()), (Some(std::process::id()), true));
+    // As between locking and writing.
+    std::fs::write(dir.path().join("lock"), "").unwrap();
+    assert_eq!((view.engine(), view.has_engine()), (None, true));
+    drop((engine, open));
+    assert!(!view.has_engine());
+}
+
+#[test]
+fn asking_for_an_engine_keeps_none_from_starting() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(StateFolder::lock(dir.path()).unwrap());
+    // As if somebody asked all the time, and was slow in closing the file.
+    let asking = File::open(dir.path().join("lock")).unwrap();
+    asking.try_lock_shared().unwrap();
+    let starting = std::thread::scope(|scope| {
+        let starting = scope.spawn(|| StateFolder::lock(dir.path()));
+        drop(asking);
+        starting.join().unwrap()
+    });
+    drop(starting.unwrap());
+    // One that is held for good is no such moment.
+    let held = File::open(dir.path().join("lock")).unwrap();
+    held.try_lock_shared().unwrap();
+    assert!(matches!(StateFolder::lock(dir.path()), Err(StateError::Locked { .. })));
+}
+
+#[test]
 fn looking_does_not_set_aside() {
     let (dir, folder) = saved("kept");
     drop(folder);
