@@ -90,6 +90,22 @@ pub struct Policy {
     pub evidence_kept: usize,
 }
 
+impl Policy {
+    /// What an operator should know of these bounds together, if anything: no window is long enough for what holds a
+    /// reboot to be respected to the end, so that it takes more than one.
+    #[must_use]
+    pub fn warning(&self) -> Option<String> {
+        let longest = self.windows.iter().map(|window| window.length_s).max()?;
+        (self.strategy == Strategy::Window && longest <= self.hold_max_s).then(|| {
+            format!(
+                "inhibitors and sessions may hold a reboot for {} s (reboot.hold_max_s), and the longest window is open \
+                 for {longest} s: such a reboot is put off to a later window",
+                self.hold_max_s
+            )
+        })
+    }
+}
+
 impl Default for Policy {
     fn default() -> Self {
         Self {

@@ -3,9 +3,9 @@
 use crate::effect::Operation;
 use crate::event::{Facts, Hold, HoldKind, Mode, Offer};
 use crate::policy::Policy;
-use crate::record::{Content, Record, Release};
+use crate::record::{Attempt, Content, Record, Refusal, Release, RolledBack};
 use jiff::Timestamp;
-use protocol::status::{Exit, Progress};
+use protocol::status::{Exit, Progress, QuarantineEntry};
 use protocol::version::Version;
 use std::fmt;
 
@@ -173,6 +173,8 @@ pub(crate) struct Run {
     pub(crate) reboot_wanted: bool,
     pub(crate) rollback_wanted: bool,
     pub(crate) undo_wanted: bool,
+    /// What a request has just cleared, until its batch is saved: a request that is declined clears nothing.
+    pub(crate) forgiven: Option<Box<Forgiven>>,
     pub(crate) verdict: Option<Exit>,
     /// The partition table was changed in this run.
     pub(crate) changed: bool,
@@ -185,6 +187,26 @@ pub(crate) struct Run {
 impl Run {
     pub(crate) fn set_mode(&mut self, mode: Mode) {
         self.once = mode == Mode::Once;
+    }
+}
+
+/// The parts of the record that a person can clear, as they were.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Forgiven {
+    pub(crate) attempts: Vec<Attempt>,
+    pub(crate) quarantine: Vec<QuarantineEntry>,
+    pub(crate) rolled_back: Option<RolledBack>,
+    pub(crate) refusal: Option<Refusal>,
+}
+
+impl Forgiven {
+    pub(crate) fn of(record: &Record) -> Box<Self> {
+        Box::new(Self {
+            attempts: record.attempts.clone(),
+            quarantine: record.quarantine.clone(),
+            rolled_back: record.rolled_back.clone(),
+            refusal: record.refusal.clone(),
+        })
     }
 }
 

@@ -221,6 +221,48 @@ fn a_window_that_closes_while_an_inhibitor_holds_forces_nothing() {
     panic!("the window never closes: {:#?}", world.log);
 }
 
+/// Each window is shorter than what holds is respected for; together they are not.
+#[test]
+fn a_session_that_never_ends_does_not_outlast_short_windows() {
+    let mut world = windows(300);
+    assert!(world.policy.hold_max_s > 300);
+    world.act(&Action::Holds(Some(HoldKind::Session))).unwrap();
+    let mut seen = Vec::new();
+    for _ in 0..5 {
+        until_window(&mut world);
+        seen.push(preparing(&world).unwrap());
+        // Through this window.
+        while !matches!(world.state().unwrap().waiting(), Some(Waiting::Window(_))) {
+            match world.operation() {
+                Some(Operation::Reboot) => {
+                    let windows = seen.len();
+                    assert!((3..=4).contains(&windows), "the reboot came in window {windows}: {seen:?}");
+                    assert!(
+                        seen.iter().all(|(hooks, _)| *hooks),
+                        "the node is drained anew each time: {seen:?}"
+                    );
+                    return;
+                }
+                Some(_) => world.finish(End::Well).unwrap(),
+                None => world.pass(10).unwrap(),
+            }
+        }
+    }
+    panic!("it is put off for ever: {seen:?}");
+}
+
+#[test]
+fn windows_that_are_shorter_than_the_respect_are_warned_about() {
+    let of = |strategy, length_s, hold_max_s| {
+        let window = Window { days: Vec::new(), start: jiff::civil::time(2, 0, 0, 0), length_s };
+        Policy { strategy, windows: vec![window], hold_max_s, ..Policy::default() }.warning()
+    };
+    assert_eq!(of(Strategy::Window, 601, 600), None);
+    assert_eq!(of(Strategy::Immediate, 60, 600), None, "windows bind nothing there");
+    let warning = of(Strategy::Window, 600, 600).unwrap();
+    assert!(warning.contains("600 s (reboot.hold_max_s)"), "{warning}");
+}
+
 /// To the next window; checks come and go.
 fn until_window(world: &mut World) {
     for _ in 0..2_000 {

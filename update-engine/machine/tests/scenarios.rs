@@ -53,6 +53,51 @@ fn a_record_that_cannot_be_saved_is_not_saved_again_at_once() {
     }
 }
 
+/// Whoever asks is told that the request is declined when it cannot be saved: then it does not happen later either.
+#[test]
+fn a_request_that_could_not_be_saved_is_not_done_later() {
+    let unsaved = |world: &World, command: Command| {
+        let now = world.now;
+        let (state, _) =
+            machine::step(world.state().unwrap().clone(), machine::Event::Operator(command), now);
+        let failed = machine::Event::SaveFailed("the disk is full".to_owned());
+        let (mut state, _) = machine::step(state, failed, now);
+        let mut now = now;
+        let mut ran = Vec::new();
+        for _ in 0..10 {
+            now = state.wake_at().unwrap_or(now).max(now);
+            let (next, effects) = machine::step(state, machine::Event::Tick, now);
+            state = next;
+            let Some(operation) = effects.into_iter().find_map(|effect| match effect {
+                Effect::Run(operation) => Some(operation),
+                _ => None,
+            }) else {
+                continue;
+            };
+            ran.push(format!("{operation:?}"));
+            if matches!(operation, Operation::Probe) {
+                let facts = world.state().unwrap().facts().unwrap().clone();
+                let (next, _) = machine::step(state, machine::Event::Probed(Ok(facts)), now);
+                state = next;
+            }
+        }
+        (state, ran)
+    };
+    let mut world = daemon(Strategy::Off, &[Good]);
+    rest_after_activation(&mut world);
+    let (_, ran) = unsaved(&world, Command::Reboot);
+    assert!(ran.contains(&"Probe".to_owned()), "it goes on: {ran:?}");
+    assert!(!ran.iter().any(|operation| operation.contains("Reboot")), "{ran:?}");
+
+    let mut world = daemon(Strategy::Immediate, &[Hangs]);
+    world.settle(|world| check::done_with(world, 1)).unwrap();
+    let before = world.record();
+    assert_eq!(before.quarantine.len(), 1);
+    let (state, _) = unsaved(&world, Command::QuarantineClear(machine::Clear::All));
+    assert_eq!(state.record().quarantine, before.quarantine);
+    assert_eq!(state.record().rolled_back, before.rolled_back);
+}
+
 #[test]
 fn one_pass_stages_and_activates_the_next_confirms_the_third_has_nothing_to_do() {
     let mut world = offered(Strategy::Off, Mode::Once, &[Good]);

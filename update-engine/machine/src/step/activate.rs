@@ -240,8 +240,7 @@ impl Turn {
             }
             Opening::Never => "no window is configured".to_owned(),
         };
-        // By the next window the node may have been put to work again.
-        self.forget_preparation();
+        self.put_off_preparation();
         if self.state.run.verdict == Some(Exit::NothingToDo) {
             self.verdict(Exit::Deferred);
         }

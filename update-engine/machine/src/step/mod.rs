@@ -46,6 +46,10 @@ struct Turn {
 
 impl Turn {
     fn handle(&mut self, event: Event) {
+        // The save of a batch fails before anything else happens.
+        if !matches!(event, Event::SaveFailed(_)) {
+            self.state.run.forgiven = None;
+        }
         if matches!(&event, Event::Permit(Permit::Lost(_))) && !self.answers(&event) {
             if let Event::Permit(Permit::Lost(reason)) = event {
                 self.permit_lost(&reason);
@@ -148,6 +152,13 @@ impl Turn {
     fn save_failed(&mut self, detail: &str) {
         self.unsaved = true;
         self.state.saved = None;
+        if let Some(forgiven) = self.state.run.forgiven.take() {
+            let record = &mut self.state.record;
+            record.attempts = forgiven.attempts;
+            record.quarantine = forgiven.quarantine;
+            record.rolled_back = forgiven.rolled_back;
+            record.refusal = forgiven.refusal;
+        }
         let last = std::mem::take(&mut self.state.run.last_batch);
         if last.operation {
             self.state.run.operation = None;
@@ -168,7 +179,9 @@ impl Turn {
     fn doubt(&mut self, detail: &str, failures: u32) {
         self.fail(detail);
         self.drop_update();
+        // Whoever asked is told that it was declined, or reads the error: it must not happen later all the same.
         self.state.run.rollback_wanted = false;
+        self.state.run.reboot_wanted = false;
         let wait = self.backoff(failures);
         self.state.run.probe_at = Some(self.after(wait));
     }

@@ -4,7 +4,7 @@ use super::Turn;
 use crate::effect::{Operation, Outcome};
 use crate::event::{Clear, Command, Evidence};
 use crate::record::Flip;
-use crate::state::{Judgement, Stage};
+use crate::state::{Forgiven, Judgement, Stage};
 use protocol::status::Exit;
 
 impl Turn {
@@ -44,6 +44,7 @@ impl Turn {
 
     fn check_now(&mut self, force_retry: bool) {
         if force_retry {
+            self.state.run.forgiven = Some(Forgiven::of(&self.state.record));
             // The one under way stays on record: if it is cut off, that must be noticed.
             self.state.record.attempts.retain_mut(|attempt| {
                 (attempt.failed, attempt.interrupted) = (0, 0);
@@ -181,6 +182,7 @@ impl Turn {
             Clear::All => false,
             Clear::Release(wanted) => *digest != wanted,
         };
+        self.state.run.forgiven = Some(Forgiven::of(&self.state.record));
         let record = &mut self.state.record;
         let before = record.quarantine.len();
         record.quarantine.retain(|entry| keep(&entry.release));

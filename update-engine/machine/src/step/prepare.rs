@@ -70,6 +70,15 @@ impl Turn {
         self.state.run.hold_until = None;
     }
 
+    /// The window closed. By the next one the node may have been put to work again, so the hooks run again; what holds
+    /// the reboot was respected for as long as it was, or windows shorter than the bound would put it off for ever.
+    pub(super) fn put_off_preparation(&mut self) {
+        let preparation = self.state.record.preparation.take();
+        self.forget_preparation();
+        self.state.record.preparation =
+            preparation.map(|begun| Preparation { hooks_done: false, held_at: None, ..begun });
+    }
+
     pub(super) fn reboot_prepared(&mut self, result: Result<(), Hold>, abandoned: bool) {
         if abandoned {
             return;
