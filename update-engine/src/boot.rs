@@ -48,6 +48,20 @@ pub enum BootError {
     /// The slot is unknown.
     #[error("which slot is running is unknown: {0}")]
     Slot(String),
+    /// The running system is not on the disk that was opened, or not in the slot it names.
+    #[error(
+        "{root} on the kernel command line is {}, but flipside.slot={said} is said to run: expected a partition of \
+         that slot; let disk.device name the disk that this system runs from, or leave it out",
+        found.map_or_else(|| "in neither slot of the disk".to_owned(), |slot| format!("in slot {slot} of the disk"))
+    )]
+    OtherDisk {
+        /// The root file system that runs.
+        root: Root,
+        /// The slot that is said to run.
+        said: Slot,
+        /// The slot of the disk that the root is in.
+        found: Option<Slot>,
+    },
     /// The slot is unknown since the flip: a loader has started the new one, which may run or have failed.
     #[error(
         "which slot runs is not known: slot {0} was started since the flip; say --booted A or --booted B"
@@ -170,17 +184,29 @@ fn read(path: &Path) -> Result<String, BootError> {
 /// The slot that runs: `flipside.slot=A` of the kernel command line, else the slot of `root=PARTUUID=…` or of
 /// `root=/dev/…`. The last one counts, as for the kernel. `root` is `/`.
 ///
+/// Where both `flipside.slot=` and `root=PARTUUID=` are there, `of_root` must agree: a configuration that names another
+/// disk with slots would have that one's attributes read and changed in place of the running one's.
+///
 /// # Errors
-/// [`BootError::Read`] and [`BootError::Slot`].
+/// [`BootError::Read`], [`BootError::Slot`] and [`BootError::OtherDisk`].
 pub fn slot(root: &Path, of_root: impl Fn(&Root) -> Option<Slot>) -> Result<Slot, BootError> {
     let command_line = read(&root.join("proc/cmdline"))?;
     let mut words = command_line.split_whitespace().rev();
+    let partition = Root::of(&command_line, &root.join("dev"));
     if let Some(name) = words.find_map(|word| word.strip_prefix("flipside.slot=")) {
-        return name.parse().map_err(|_| {
+        let said = name.parse().map_err(|_| {
             BootError::Slot(format!("the kernel command line says flipside.slot={name}: expected A or B"))
-        });
+        })?;
+        // Only an id tells: a device's name may be that of a mapped device, on top of the partition.
+        if let Some(root @ Root::PartUuid(_)) = partition {
+            let found = of_root(&root);
+            if found != Some(said) {
+                return Err(BootError::OtherDisk { root, said, found });
+            }
+        }
+        return Ok(said);
     }
-    let Some(partition) = Root::of(&command_line, &root.join("dev")) else {
+    let Some(partition) = partition else {
         return Err(BootError::Slot(
             "the kernel command line has neither flipside.slot= nor root=PARTUUID= nor root=/dev/".to_owned(),
         ));
@@ -359,12 +385,21 @@ mod tests {
         assert_eq!(told("quiet flipside.slot=A ro", both).unwrap(), "A 1.1.0 b-1");
         assert_eq!(told("flipside.slot=A flipside.slot=B", "VERSION_ID='12'").unwrap(), "B 12 b-1");
         assert_eq!(told("root=PARTUUID=1111-22 ro", both).unwrap(), "B 1.1.0 b-1");
+        assert_eq!(told("root=PARTUUID=1111-22 flipside.slot=B", both).unwrap(), "B 1.1.0 b-1");
+        assert_eq!(told("root=/dev/mapper/root flipside.slot=B", both).unwrap(), "B 1.1.0 b-1");
         assert_eq!(told("root=/dev/vda3 ro", both).unwrap(), "A 1.1.0 b-1");
         for (cmdline, os_release, part) in [
             ("quiet", both, "flipside.slot="),
             ("root=/dev/sdb1", both, "root=/dev/sdb1 on the kernel command line is in neither slot"),
             ("root=PARTUUID=other", both, "neither slot"),
             ("flipside.slot=C", both, "expected A or B"),
+            // disk.device names another disk, or the loader's words were changed.
+            (
+                "root=PARTUUID=3333-44 flipside.slot=B",
+                both,
+                "root=PARTUUID=3333-44 on the kernel command line is in neither slot of the disk, but flipside.slot=B",
+            ),
+            ("flipside.slot=A root=PARTUUID=1111-22", both, "is in slot B of the disk, but flipside.slot=A"),
             ("flipside.slot=A", "ID=debian", "IMAGE_VERSION"),
             ("flipside.slot=A", "VERSION_ID=sid", "not a version"),
         ] {

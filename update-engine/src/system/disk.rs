@@ -49,7 +49,8 @@ impl Root {
         Some(Self::Device(name.into_owned()))
     }
 
-    /// The slot whose root partition this is, on this disk. `sys` is `/sys`.
+    /// The slot whose root partition this is, on this disk: `None` where it is on another disk, or in no slot of it.
+    /// `sys` is `/sys`.
     #[must_use]
     pub fn slot(&self, disk: &Disk, sys: &Path) -> Option<Slot> {
         Slot::ALL.into_iter().find(|slot| {
@@ -339,5 +340,20 @@ mod tests {
         assert_eq!(slot(Root::Device("vda3".to_owned())), Some(Slot::A));
         assert_eq!(slot(Root::Device("vda2".to_owned())), None);
         assert_eq!(slot(Root::Device("vdb3".to_owned())), None);
+        // The same slot of another disk is not the running one, whatever the loader called it.
+        let other = dir.path().join("vdb");
+        image(&other, 2, &SlotLayout::default());
+        let other = Slots::new(Arc::new(other), SlotLayout::default()).look().unwrap();
+        let running = |command_line: &str, disk: &Disk| {
+            let root = tempfile::tempdir().unwrap();
+            std::fs::create_dir(root.path().join("proc")).unwrap();
+            std::fs::write(root.path().join("proc/cmdline"), command_line).unwrap();
+            crate::boot::slot(root.path(), |name| name.slot(disk, sys.path()))
+                .map_err(|error| error.to_string())
+        };
+        let command_line = "root=PARTUUID=01040000-0000-4000-8000-000000000000 flipside.slot=B";
+        assert_eq!(running(command_line, &disk), Ok(Slot::B));
+        let error = running(command_line, &other).unwrap_err();
+        assert!(error.contains("in neither slot of the disk") && error.contains("disk.device"), "{error}");
     }
 }
