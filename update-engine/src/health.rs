@@ -2,7 +2,8 @@
 //!
 //! First what systemd says of the boot ([`crate::system::units`]), then every executable of the health folder, in the
 //! order of their names, each within its own time; last, where it is asked for, that the server can be reached. What was
-//! seen of a failure is the evidence. The server being out of reach is no failure.
+//! seen of a failure is the evidence. A check that ran out of its time, or was killed, may have been starved by a busy
+//! boot: it is run once more, and counts then. The server being out of reach is no failure.
 
 use crate::error::chain;
 use crate::network::Client;
@@ -10,6 +11,7 @@ use crate::system::hooks::Subject;
 use crate::system::program::{self, Ended, executables};
 use crate::system::units::{self, Units};
 use machine::{Evidence, Health};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -58,8 +60,7 @@ pub async fn judge(checks: &Checks, subject: &Subject, deadline: Duration) -> He
         }
     }
     for path in programs {
-        let limit = end.min(Instant::now() + checks.check_timeout);
-        if let Err(evidence) = run(&path, subject, limit, limit == end).await {
+        if let Err(evidence) = run_again(&path, subject, checks.check_timeout, end).await {
             tracing::error!("{}", evidence.summary);
             return Health::Failed(evidence);
         }
@@ -71,7 +72,27 @@ pub async fn judge(checks: &Checks, subject: &Subject, deadline: Duration) -> He
     }
 }
 
-async fn run(path: &Path, subject: &Subject, limit: Instant, is_deadline: bool) -> Result<(), Evidence> {
+/// A check is run once, or twice where the first run says nothing of the release.
+async fn run_again(path: &Path, subject: &Subject, time: Duration, end: Instant) -> Result<(), Evidence> {
+    let limit = || end.min(Instant::now() + time);
+    let first = limit();
+    match run(path, subject, first, first == end).await {
+        Err((evidence, true)) if Instant::now() < end => {
+            tracing::warn!("{}; it is run once more", evidence.summary);
+            let second = limit();
+            run(path, subject, second, second == end).await.map_err(|(evidence, _)| evidence)
+        }
+        ended => ended.map_err(|(evidence, _)| evidence),
+    }
+}
+
+/// One run of a check. A failure says whether the check was cut off, rather than having judged.
+async fn run(
+    path: &Path,
+    subject: &Subject,
+    limit: Instant,
+    is_deadline: bool,
+) -> Result<(), (Evidence, bool)> {
     let outcome = program::run(subject.command(path), limit, program::EVIDENCE_MAX).await;
     if outcome.success() {
         return Ok(());
@@ -92,7 +113,12 @@ async fn run(path: &Path, subject: &Subject, limit: Instant, is_deadline: bool) 
         log.push_str(&format!("{}: {status}\n", path.display()));
     }
     let summary = format!("health check {}: {}", path.display(), outcome.tell(late));
-    Err(Evidence { summary, log })
+    let cut_off = match &outcome.ended {
+        Ended::Exited(status) => status.signal().is_some(),
+        Ended::TimedOut => true,
+        Ended::Failed(_) => false,
+    };
+    Err((Evidence { summary, log }, cut_off))
 }
 
 /// Any answer of the server will do, that it has no such document included, but for an error of its own.
@@ -193,6 +219,36 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         }
+    }
+
+    /// How often a check that does this, after having noted that it runs, has run, and what came of it.
+    async fn runs_of(body: &str, check: Duration) -> (usize, Health) {
+        let dir = tempfile::tempdir().unwrap();
+        script(
+            dir.path(),
+            "10-check",
+            0o755,
+            &format!("echo ran >> \"$0.runs\"; n=$(wc -l < \"$0.runs\")\n{body}"),
+        );
+        let health = judged(dir.path(), check).await;
+        let runs = std::fs::read_to_string(dir.path().join("10-check.runs")).unwrap_or_default();
+        (runs.lines().count(), health)
+    }
+
+    #[tokio::test]
+    async fn a_check_that_was_cut_off_is_run_once_more() {
+        let (runs, health) = runs_of("if [ $n = 1 ]; then kill -9 $$; fi", LONG).await;
+        assert_eq!((runs, health), (2, Health::Passed));
+        let (runs, health) = runs_of("kill -9 $$", LONG).await;
+        assert!(
+            runs == 2 && matches!(&health, Health::Failed(e) if e.summary.contains("signal: 9")),
+            "{health:?}"
+        );
+        let (runs, health) = runs_of("if [ $n = 1 ]; then sleep 600; fi", Duration::from_secs(3)).await;
+        assert_eq!((runs, health), (2, Health::Passed));
+        // One that has judged is believed.
+        let (runs, health) = runs_of("exit 7", LONG).await;
+        assert!(runs == 1 && matches!(health, Health::Failed(_)), "{runs}");
     }
 
     #[tokio::test]

@@ -91,6 +91,9 @@ impl Engine {
         for problem in &problems {
             tracing::error!("{problem}");
         }
+        if let Some(warning) = settings.policy.warning() {
+            tracing::warn!("{warning}");
+        }
         let seed = getrandom::u64().unwrap_or_else(|_| std::process::id().into());
         let slots = Slots::new(media, settings.disk.layout.clone());
         let facts = facts(&slots, &record, options, seed)?;
@@ -170,8 +173,9 @@ fn operations(
         health: Checks {
             dir: (own_disk || health.dir_is_set).then(|| health.dir.clone()),
             check_timeout: health.check_timeout,
-            units: (own_disk && systemd_runs(Path::new("/")))
-                .then(|| Units::of_this_system(health.boot_complete, health.required_units.clone())),
+            units: (own_disk && systemd_runs(Path::new("/"))).then(|| {
+                Units::of_this_system(health.boot_complete, health.required_units.clone(), health.settle)
+            }),
             server: health.require_server.then(|| client.clone()),
         },
         hooks: Hooks {

@@ -103,6 +103,11 @@ pub const KEYS: &[Key] = &[
         "units that must be active before a new release is confirmed, as in [\"sshd.service\"]",
     ),
     key(
+        "health.settle_s",
+        Some("20"),
+        "seconds for which required_units must be active without a restart, within deadline_s and at most half of it; 0 is one look",
+    ),
+    key(
         "health.require_server",
         Some("false"),
         "whether a new release is confirmed only once the server can be reached; an outage delays, and never condemns",

@@ -71,6 +71,8 @@ pub struct Health {
     pub boot_complete: bool,
     /// Units that must be active.
     pub required_units: Vec<String>,
+    /// How long they must be active without a restart; never more than half of the deadline.
+    pub settle: Duration,
     /// Whether the server must be reached.
     pub require_server: bool,
 }
@@ -170,6 +172,7 @@ impl Settings {
                 check_timeout: read.seconds("health.check_timeout_s", 1..=86_400)?,
                 boot_complete: read.required("health.boot_complete")?,
                 required_units: read.units()?,
+                settle: read.settle()?,
                 require_server: read.required("health.require_server")?,
             },
             download: read.download()?,
@@ -349,6 +352,12 @@ impl Reader<'_> {
             return Err(self.bad("reboot.command", "expected a program and its arguments, found nothing"));
         }
         Ok(Some(command))
+    }
+
+    /// A settle time as long as the deadline would condemn every release: half of it at most leaves time to boot.
+    fn settle(&self) -> Result<Duration, ConfigError> {
+        let deadline = self.seconds("health.deadline_s", 1..=86_400)?;
+        Ok(self.seconds("health.settle_s", 0..=86_400)?.min(deadline / 2))
     }
 
     fn units(&self) -> Result<Vec<String>, ConfigError> {

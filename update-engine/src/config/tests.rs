@@ -83,6 +83,20 @@ fn the_issues_configuration_is_enough() {
 }
 
 #[test]
+fn the_settle_time_leaves_time_to_boot() {
+    for (health, expected) in [
+        ("", 20_000),
+        ("settle_s = 0", 0),
+        ("settle_s = 90", 90_000),
+        ("settle_s = 400", 150_000),
+        ("deadline_s = 15", 7500),
+    ] {
+        let settings = settings(&format!("{NEEDED}[health]\n{health}\n")).unwrap();
+        assert_eq!(settings.health.settle.as_millis(), expected, "{health}");
+    }
+}
+
+#[test]
 fn every_mistake_names_its_place() {
     let cases = [
         ("[server]\nurll = \"x\"\n", "/etc/node.toml:2: unknown key server.urll: known in [server]: url"),

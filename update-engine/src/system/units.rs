@@ -1,8 +1,9 @@
 //! Step 12, confirm: what systemd says of this boot: whether `boot-complete.target` is reached and the required units
 //! run.
 //!
-//! Two kinds of answers end the waiting before the deadline: all is well, or something has failed for good. A unit that
-//! systemd starts again (`Restart=`) is `activating` until systemd gives it up, and one that is `failed` counts only
+//! Two kinds of answers end the waiting before the deadline: all is well, or something has failed for good. A service is
+//! active from the moment it was forked, one that crashes at once included: the required units must stay so, in one and
+//! the same run, for the settle time. A unit that systemd starts again (`Restart=`) is `activating` until systemd gives it up, and one that is `failed` counts only
 //! when it is still so a second later with no job to start it.
 
 use super::bus::{Bus, BusError, Connection, Peer, Properties, text};
@@ -48,15 +49,17 @@ pub struct Units {
     pub boot_complete: bool,
     /// The units that must be active.
     pub required: Vec<String>,
+    /// How long they must be so without a restart. It counts within the deadline.
+    pub settle: Duration,
 }
 
 impl Units {
     /// Asks systemd over the system bus, and by its own socket where there is no bus.
     #[must_use]
-    pub fn of_this_system(boot_complete: bool, required: Vec<String>) -> Self {
+    pub fn of_this_system(boot_complete: bool, required: Vec<String>, settle: Duration) -> Self {
         let private = "unix:path=/run/systemd/private".to_owned();
         let buses = vec![Bus::system(), Bus::direct(private, super::bus::TIMEOUT)];
-        Self { buses, boot_complete, required }
+        Self { buses, boot_complete, required, settle }
     }
 }
 
@@ -79,6 +82,10 @@ pub struct UnitState {
     pub job: bool,
     /// What it needs to be started.
     pub needs: Vec<String>,
+    /// Its `InvocationID`: another one with each start.
+    pub invocation: Vec<u8>,
+    /// Of a service: how often systemd has started it again by itself.
+    pub restarts: u32,
 }
 
 impl UnitState {
@@ -93,6 +100,9 @@ impl UnitState {
         }
         if !self.result.is_empty() && self.result != "success" {
             line.push_str(&format!(", result {}, exit code {}", self.result, self.exit_status));
+        }
+        if self.restarts > 0 {
+            line.push_str(&format!(", started again {} times", self.restarts));
         }
         if self.job {
             line.push_str(", a job is under way");
@@ -177,6 +187,46 @@ fn judge_target(target: &UnitState, seen: &Seen) -> Verdict {
     Verdict::Failed(format!("{BOOT_COMPLETE} is not reached: {}", target.line()), BTreeSet::new())
 }
 
+/// The runs of the required units that are watched for the settle time.
+#[derive(Debug, Default)]
+struct Settling {
+    /// Since when they are the same; `None` while not all is well.
+    since: Option<Instant>,
+    /// Name, `InvocationID` and `NRestarts` of each, as they were last seen.
+    runs: Vec<(String, Vec<u8>, u32)>,
+    /// The units that were seen in more than one run.
+    restarted: BTreeSet<String>,
+}
+
+impl Settling {
+    /// All is well at this moment. Whether it has been so in the same runs for the settle time.
+    fn is_settled(&mut self, required: &[UnitState], settle: Duration, now: Instant) -> bool {
+        self.note(required);
+        now >= *self.since.get_or_insert(now) + settle
+    }
+
+    /// Something is amiss at this moment: the time begins anew.
+    fn amiss(&mut self, required: &[UnitState]) {
+        self.note(required);
+        self.since = None;
+    }
+
+    fn note(&mut self, required: &[UnitState]) {
+        let run = |unit: &UnitState| (unit.name.clone(), unit.invocation.clone(), unit.restarts);
+        let runs: Vec<_> = required.iter().map(run).collect();
+        for (before, after) in self.runs.iter().zip(&runs) {
+            if before != after {
+                self.since = None;
+                // One that was not running before was merely started.
+                if !before.1.is_empty() {
+                    self.restarted.insert(after.0.clone());
+                }
+            }
+        }
+        self.runs = runs;
+    }
+}
+
 /// What came of waiting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -190,7 +240,8 @@ pub enum Outcome {
 
 /// Waits until everything asked for is there, something failed for good, or the deadline.
 pub async fn wait(units: &Units, deadline: Instant) -> Outcome {
-    let mut watch = Watch { units, starts: 0, suspect: None, told: String::new() };
+    let mut watch =
+        Watch { units, starts: 0, suspect: None, settling: Settling::default(), told: String::new() };
     loop {
         let last = match watch.look(deadline).await {
             Ok(Some(outcome)) => return outcome,
@@ -206,7 +257,8 @@ pub async fn wait(units: &Units, deadline: Instant) -> Outcome {
         };
         if Instant::now() >= deadline {
             let summary = format!("not there at the deadline (health.deadline_s): {last}");
-            return Outcome::Failed(watch.evidence(summary, BTreeSet::new()).await);
+            let restarted = watch.settling.restarted.clone();
+            return Outcome::Failed(watch.evidence(summary, restarted).await);
         }
         sleep_until(deadline.min(Instant::now() + POLL)).await;
     }
@@ -218,6 +270,7 @@ struct Watch<'a> {
     starts: u32,
     /// What failed at the last look: it counts if it still does at the next.
     suspect: Option<BTreeSet<String>>,
+    settling: Settling,
     /// What was logged last.
     told: String,
 }
@@ -229,8 +282,12 @@ impl Watch<'_> {
         let seen = see(&connection, self.units, self.starts).await?;
         let verdict = judge(&seen);
         let before = self.suspect.take();
+        if verdict == Verdict::Good {
+            return Ok(self.settle(&seen.required));
+        }
+        self.settling.amiss(&seen.required);
         match verdict {
-            Verdict::Good => return Ok(Some(Outcome::Good)),
+            Verdict::Good => {}
             Verdict::Stopping => return Ok(Some(Outcome::Stopping)),
             Verdict::Wait(why) => self.tell(why),
             Verdict::Start => {
@@ -248,6 +305,23 @@ impl Watch<'_> {
             }
         }
         Ok(None)
+    }
+
+    /// All is well: whether that has lasted.
+    fn settle(&mut self, required: &[UnitState]) -> Option<Outcome> {
+        // Nothing but the target is asked for, and that one does not crash.
+        if required.is_empty() || self.settling.is_settled(required, self.units.settle, Instant::now()) {
+            return Some(Outcome::Good);
+        }
+        let seconds = self.units.settle.as_secs_f32();
+        let mut why = format!("the required units do not run for {seconds} s yet (health.settle_s)");
+        if !self.settling.restarted.is_empty() {
+            let again = |unit: &&UnitState| self.settling.restarted.contains(&unit.name);
+            let lines: Vec<_> = required.iter().filter(again).map(UnitState::line).collect();
+            why = format!("a required unit does not stay up (health.settle_s): {}", lines.join("; "));
+        }
+        self.tell(why);
+        None
     }
 
     fn tell(&mut self, why: String) {
@@ -345,6 +419,15 @@ async fn state_of(connection: &Connection, name: &str) -> Result<UnitState, BusE
             .and_then(|value| value.downcast_ref::<i32>().ok())
             .unwrap_or_default(),
         job: job.is_some_and(|(id, _)| id != 0),
+        invocation: of_unit
+            .get("InvocationID")
+            .and_then(|value| value.try_clone().ok())
+            .and_then(|value| value.try_into().ok())
+            .unwrap_or_default(),
+        restarts: of_service
+            .get("NRestarts")
+            .and_then(|value| value.downcast_ref::<u32>().ok())
+            .unwrap_or_default(),
         needs: ["Requires", "Requisite", "BindsTo"].into_iter().flat_map(list).collect(),
     })
 }
@@ -441,6 +524,40 @@ mod tests {
         }
         seen.target = None;
         assert_eq!(judge(&seen), Verdict::Good, "not asked for");
+    }
+
+    #[test]
+    fn only_runs_that_last_are_settled() {
+        let (start, settle) = (Instant::now(), Duration::from_secs(20));
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let run = |invocation: u8, restarts| {
+            let web =
+                UnitState { invocation: vec![invocation], restarts, ..unit("web.service", "active", false) };
+            [web, unit("db.service", "active", false)]
+        };
+        let mut settling = Settling::default();
+        assert!(Settling::default().is_settled(&run(1, 0), Duration::ZERO, at(0)), "0: one look is enough");
+        for (seconds, invocation, restarts, settled) in [
+            (0, 1, 0, false),
+            (19, 1, 0, false),
+            // Crashed and started again between two looks.
+            (20, 2, 1, false),
+            (39, 2, 1, false),
+            // Systemd counts it, even where the invocation is not told.
+            (40, 2, 2, false),
+            (59, 2, 2, false),
+            (60, 2, 2, true),
+        ] {
+            assert_eq!(
+                settling.is_settled(&run(invocation, restarts), settle, at(seconds)),
+                settled,
+                "{seconds}"
+            );
+        }
+        settling.amiss(&run(2, 2));
+        assert!(!settling.is_settled(&run(2, 2), settle, at(61)), "the time begins anew");
+        assert!(settling.is_settled(&run(2, 2), settle, at(81)));
+        assert_eq!(settling.restarted, BTreeSet::from(["web.service".to_owned()]));
     }
 
     #[test]

@@ -21,6 +21,8 @@ struct Unit {
     job: bool,
     requires: Vec<String>,
     looks: usize,
+    /// It is another run at each of this many first looks.
+    crashes: usize,
 }
 
 #[derive(Default)]
@@ -102,6 +104,12 @@ impl OneUnit {
         (u32::from(self.unit().job), path_of("job"))
     }
 
+    #[zbus(property, name = "InvocationID")]
+    fn invocation_id(&self) -> Vec<u8> {
+        let unit = self.unit();
+        vec![u8::try_from(unit.looks.min(unit.crashes)).unwrap(); 16]
+    }
+
     #[zbus(property)]
     fn requires(&self) -> Vec<String> {
         self.unit().requires
@@ -148,11 +156,16 @@ async fn systemd(private: &PrivateBus, units: &[(&str, Unit)]) -> (Shared, zbus:
 }
 
 async fn judged(private: &PrivateBus, required: &[&str], time: Duration) -> Outcome {
+    settled(private, required, time, Duration::ZERO).await
+}
+
+async fn settled(private: &PrivateBus, required: &[&str], time: Duration, settle: Duration) -> Outcome {
     let units = Units {
         // The first one is not there: the second serves.
         buses: vec![nowhere(), private.bus(LONG)],
         boot_complete: true,
         required: required.iter().map(|name| (*name).to_owned()).collect(),
+        settle,
     };
     wait(&units, Instant::now() + time).await
 }
@@ -175,6 +188,39 @@ async fn a_slow_boot_is_waited_for() {
     let (state, _systemd) = systemd(&private, &slow).await;
     assert_eq!(judged(&private, &["web.service"], LONG).await, Outcome::Good);
     assert_eq!(state.lock().unwrap().started, [""; 0]);
+}
+
+#[tokio::test]
+async fn a_unit_that_crashes_and_is_started_again_is_not_good() {
+    let private = PrivateBus::start();
+    // `Type=simple` with `Restart=always`: active at each look, and never `failed`.
+    let units = [
+        (BOOT_COMPLETE, unit(&["active"])),
+        ("web.service", Unit { crashes: 200, ..unit(&["active"]) }),
+        ("db.service", unit(&["active"])),
+    ];
+    let _systemd = systemd(&private, &units).await;
+    let both = ["web.service", "db.service"];
+    let evidence = failure(settled(&private, &both, Duration::from_secs(3), Duration::from_millis(1)).await);
+    assert!(
+        evidence.summary.contains("a required unit does not stay up (health.settle_s): web.service: active"),
+        "{evidence:?}"
+    );
+    assert!(!evidence.summary.contains("db.service"), "{evidence:?}");
+}
+
+#[tokio::test]
+async fn a_unit_that_stays_up_after_a_crash_is_good_once_it_has_settled() {
+    let private = PrivateBus::start();
+    let units =
+        [(BOOT_COMPLETE, unit(&["active"])), ("web.service", Unit { crashes: 2, ..unit(&["active"]) })];
+    let (state, _systemd) = systemd(&private, &units).await;
+    assert_eq!(settled(&private, &["web.service"], LONG, Duration::from_millis(1500)).await, Outcome::Good);
+    let looks = state.lock().unwrap().units["web.service"].looks;
+    assert!(looks >= 4, "two runs, then two looks at the same one: found {looks}");
+    // Good at the deadline, but not for long enough.
+    let evidence = failure(settled(&private, &["web.service"], Duration::from_millis(100), LONG).await);
+    assert!(evidence.summary.contains("health.settle_s"), "{evidence:?}");
 }
 
 #[tokio::test]
@@ -257,7 +303,7 @@ async fn the_deadline_ends_the_waiting() {
     state.lock().unwrap().system = "stopping";
     assert_eq!(judged(&private, &["web.service"], short).await, Outcome::Stopping);
     drop(private);
-    let nobody = Units { buses: vec![nowhere()], boot_complete: true, required: Vec::new() };
+    let nobody = Units { buses: vec![nowhere()], boot_complete: true, required: Vec::new(), settle: LONG };
     let evidence = failure(wait(&nobody, Instant::now() + short).await);
     assert!(evidence.summary.contains("systemd cannot be asked: cannot connect to D-Bus"), "{evidence:?}");
 }
