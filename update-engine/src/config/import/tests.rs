@@ -246,6 +246,48 @@ fn nothing_is_dropped_in_silence() {
 }
 
 #[test]
+fn a_lock_that_this_version_does_not_grant_is_named() {
+    for text in [
+        "REBOOT_STRATEGY=etcd-lock\n",
+        "#cloud-config\ncoreos:\n  update:\n    reboot-strategy: best-effort\n",
+        "[updates]\nstrategy = \"fleet_lock\"\n",
+    ] {
+        let imported = import(text).unwrap();
+        assert_eq!(value(&imported, "reboot.strategy"), "\"lock\"", "{text}");
+        let warned = |note: &super::Note| {
+            note.kind == NoteKind::Changed && note.text.contains("with lock nothing is ever activated")
+        };
+        assert!(imported.notes.iter().any(warned), "{text}: {:?}", imported.notes);
+    }
+}
+
+/// `SERVER=disabled` is how Flatcar's updates are turned off.
+#[test]
+fn updates_that_were_turned_off_reboot_nothing() {
+    for (strategy, start) in [("reboot", ""), ("etcd-lock", ""), ("off", ""), ("", ""), ("reboot", "14:00")] {
+        let mut conf = "SERVER=disabled\n".to_owned();
+        let mut yaml = "#cloud-config\ncoreos:\n  update:\n    server: disabled\n".to_owned();
+        if !strategy.is_empty() {
+            conf.push_str(&format!("REBOOT_STRATEGY={strategy}\n"));
+            yaml.push_str(&format!("    reboot-strategy: {strategy}\n"));
+        }
+        if !start.is_empty() {
+            conf.push_str(&format!("REBOOT_WINDOW_START={start}\nREBOOT_WINDOW_LENGTH=1h\n"));
+            yaml.push_str(&format!("  locksmith:\n    window_start: {start}\n    window_length: 1h\n"));
+        }
+        for (text, server) in [(conf, "SERVER"), (yaml, "coreos.update.server")] {
+            let imported = import(&text).unwrap();
+            assert_eq!(value(&imported, "reboot.strategy"), "\"off\"", "{text}");
+            assert_eq!(value(&imported, "reboot.windows"), "-", "{text}");
+            assert_eq!(noted(&imported, server), Some(NoteKind::Changed), "{text}: {:?}", imported.notes);
+            let named = imported.notes.iter().filter(|note| note.kind == NoteKind::NotTaken).count();
+            let expected = usize::from(!strategy.is_empty()) + if start.is_empty() { 0 } else { 2 };
+            assert_eq!(named, expected, "{text}: {:?}", imported.notes);
+        }
+    }
+}
+
+#[test]
 fn what_means_something_else_is_named() {
     let imported = import(UPDATE_CONF).unwrap();
     assert_eq!(noted(&imported, "GROUP"), Some(NoteKind::Changed));

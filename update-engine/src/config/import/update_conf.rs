@@ -19,6 +19,9 @@ pub(super) fn is(text: &str) -> bool {
     lines.peek().is_some() && lines.all(key)
 }
 
+/// What whoever had a lock must know.
+pub(super) const NO_LOCK: &str = "this version grants no permits yet, so with lock nothing is ever activated: until then set off, immediate or window";
+
 /// The keys that both formats know, under different names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Key {
@@ -91,6 +94,8 @@ pub(super) struct Locksmith {
     strategy: Option<Entry>,
     start: Option<Entry>,
     length: Option<Entry>,
+    /// The server is `disabled`: Flatcar's way to say that nothing is to be updated.
+    disabled: Option<Entry>,
 }
 
 impl Locksmith {
@@ -99,6 +104,9 @@ impl Locksmith {
             Key::Strategy => &mut self.strategy,
             Key::WindowStart => &mut self.start,
             Key::WindowLength => &mut self.length,
+            Key::Server if entry.value.text().is_some_and(|text| text.eq_ignore_ascii_case("disabled")) => {
+                &mut self.disabled
+            }
             _ => return direct(imported, key, entry),
         };
         if let Some(old) = place.replace(entry.clone()) {
@@ -109,6 +117,9 @@ impl Locksmith {
     /// Decides on the strategy, once everything was read.
     pub(super) fn finish(mut self, imported: &mut Imported, name: &str) {
         let window = self.window(imported);
+        if let Some(disabled) = self.disabled.take() {
+            return self.no_updates(imported, &disabled, window);
+        }
         let Some(strategy) = self.strategy.take() else {
             imported.default_differs(
                 name,
@@ -147,6 +158,20 @@ impl Locksmith {
                 drop_window(imported, window, "reboot.strategy is left at off");
             }
         }
+    }
+
+    /// No machine that was never updated may begin to reboot by itself.
+    fn no_updates(mut self, imported: &mut Imported, disabled: &Entry, window: Window) {
+        imported.set("reboot.strategy", "off", disabled);
+        imported.changed(
+            disabled,
+            "it turned updates off, for which there is no setting: with strategy off they are installed and activated, \
+             and the reboot is yours. To have none, disable update-engine.service",
+        );
+        if let Some(strategy) = self.strategy.take() {
+            imported.not_taken(&strategy, "the server is disabled, so reboot.strategy is off");
+        }
+        drop_window(imported, window, "the server is disabled, so reboot.strategy is off");
     }
 
     fn off(&self, imported: &mut Imported, strategy: &Entry, window: Window) {
@@ -208,7 +233,7 @@ fn reboot(imported: &mut Imported, strategy: &Entry, window: Window) {
 
 fn lock(imported: &mut Imported, strategy: &Entry, window: Window, why: &str) {
     imported.set("reboot.strategy", "lock", strategy);
-    imported.changed(strategy, why);
+    imported.changed(strategy, format!("{why}; {NO_LOCK}"));
     drop_window(
         imported,
         window,

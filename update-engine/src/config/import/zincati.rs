@@ -1,5 +1,6 @@
 //! A TOML fragment of Zincati: identity, updates, cincinnati, agent.
 
+use super::update_conf::NO_LOCK;
 use super::window::zincati;
 use super::{Entry, Format, ImportError, Imported, Value};
 use protocol::id::Group;
@@ -183,8 +184,8 @@ impl Plan {
             }
             Some("fleet_lock") => {
                 imported.set("reboot.strategy", "lock", strategy);
-                imported
-                    .changed(strategy, "the permit comes from the group's reboot lock on the update server");
+                let why = "the permit comes from the group's reboot lock on the update server";
+                imported.changed(strategy, format!("{why}; {NO_LOCK}"));
                 rest(imported, "it binds updates.strategy periodic only");
             }
             Some("periodic") => self.periodic(imported, strategy),
