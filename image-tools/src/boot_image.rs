@@ -5,7 +5,7 @@ use crate::disk::Size;
 use crate::efi;
 use crate::fat::{self, FatFile, Preference, Volume};
 use anyhow::{Context as _, bail, ensure};
-use boot_select::cmdline::TRYING;
+use boot_select::cmdline::{BELIEVE_BACKUP, TRYING};
 use clap::{ArgGroup, Args, Subcommand};
 use protocol::digest::Sha256;
 use serde::Serialize;
@@ -15,8 +15,9 @@ use std::path::{Path, PathBuf};
 /// The schema number of what `--json` prints.
 const SCHEMA: u32 = 1;
 /// The longest command line, in bytes: what the loader adds, ` root=PARTUUID=` with 36 characters, ` flipside.slot=` with
-/// one and ` flipside.trying`, must find room behind it.
-const CMDLINE_MAX: usize = boot_select::cmdline::MAX_BYTES - (15 + 36) - (15 + 1) - (1 + TRYING.len());
+/// one, ` flipside.trying` and ` gpt`, must find room behind it.
+const CMDLINE_MAX: usize =
+    boot_select::cmdline::MAX_BYTES - (15 + 36) - (15 + 1) - (1 + TRYING.len()) - (1 + BELIEVE_BACKUP.len());
 /// What the loader adds itself.
 const RESERVED: [&str; 3] = ["root", "flipside.slot", TRYING];
 /// The names on the volume. The loader looks for these.

@@ -12,8 +12,12 @@ pub const MAX_BYTES: usize = 2047;
 /// The word that says that the slot which starts is not successful: whatever guards it has to act in this boot.
 pub const TRYING: &str = "flipside.trying";
 
+/// The word that makes Linux look for the backup table (`block/partitions/efi.c`, `force_gpt`): without it a disk whose
+/// primary table is damaged has no partitions, and the root is not found.
+pub const BELIEVE_BACKUP: &str = "gpt";
+
 /// The command line of a slot: the text of its `\cmdline` file, then the root partition, the slot and, where the slot is
-/// not successful, [`TRYING`].
+/// not successful, [`TRYING`]; where the primary table is damaged, `gpt`.
 ///
 /// # Errors
 /// What is wrong with the file: not one line of printable ASCII text, or too long.
@@ -27,8 +31,9 @@ pub fn compose(file: &[u8], slot: &SlotPartitions) -> Result<String, String> {
     }
     let gap = if text.is_empty() { "" } else { " " };
     let trying = if slot.root.attributes.successful() { String::new() } else { format!(" {TRYING}") };
-    let line =
-        format!("{text}{gap}root=PARTUUID={} flipside.slot={}{trying}", slot.root.unique_guid, slot.slot);
+    let backup = if slot.by_backup { format!(" {BELIEVE_BACKUP}") } else { String::new() };
+    let (root, name) = (slot.root.unique_guid, slot.slot);
+    let line = format!("{text}{gap}root=PARTUUID={root} flipside.slot={name}{trying}{backup}");
     if line.len() > MAX_BYTES {
         return Err(format!(
             "\\cmdline: {} bytes with what the loader adds: at most {MAX_BYTES}",

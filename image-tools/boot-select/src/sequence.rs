@@ -94,6 +94,9 @@ pub fn boot<L: Loader>(
             _ => slot.root.attributes,
         };
         boot.chosen(slot.slot, attributes);
+        // What was recorded was repaired as well.
+        let by_backup = matches!(boot.table.health(), Health::PrimaryDamaged(_));
+        let slot = SlotPartitions { by_backup, ..slot };
         match loader.start(&slot) {
             Ok(started) => return Ok(started),
             Err(problem) => boot.leave_out(slot.slot, &problem),

@@ -20,6 +20,8 @@ pub struct SlotPartitions {
     pub root: Entry,
     /// `BOOT-A` or `BOOT-B`: the FAT file system that holds kernel and initrd. Otherwise what is wrong with it.
     pub boot: Result<Entry, String>,
+    /// Whether only the backup table says so: the primary is damaged when the slot starts, and stays so.
+    pub by_backup: bool,
 }
 
 impl SlotPartitions {
@@ -32,7 +34,7 @@ impl SlotPartitions {
         if root.type_guid != ROOT_TYPE {
             return Err(format!("{} has the type {}: expected {ROOT_TYPE}", root.name, root.type_guid));
         }
-        Ok(Self { slot, root, boot: named(table, &format!("BOOT-{slot}")) })
+        Ok(Self { slot, root, boot: named(table, &format!("BOOT-{slot}")), by_backup: false })
     }
 }
 

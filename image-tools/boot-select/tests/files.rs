@@ -66,7 +66,7 @@ fn slot(confirmed: bool) -> SlotPartitions {
         attributes: if confirmed { tried.confirmed() } else { tried },
         name: "ROOT-B".to_owned(),
     };
-    SlotPartitions { slot: Slot::B, root, boot: Err(String::new()) }
+    SlotPartitions { slot: Slot::B, root, boot: Err(String::new()), by_backup: false }
 }
 
 const ADDED: &str = "root=PARTUUID=0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9 flipside.slot=B";
@@ -100,6 +100,13 @@ fn a_command_line_that_would_arrive_as_another_one_is_refused() {
         assert_eq!(cmdline::compose(&vec![b'x'; room], &slot).unwrap().len(), cmdline::MAX_BYTES);
         assert!(cmdline::compose(&vec![b'x'; room + 1], &slot).unwrap_err().contains("2048 bytes"));
     }
+}
+
+#[test]
+fn a_kernel_is_told_to_believe_the_backup_table_only_where_it_must() {
+    let by_backup = |confirmed| SlotPartitions { by_backup: true, ..slot(confirmed) };
+    assert_eq!(cmdline::compose(b"quiet", &by_backup(true)).unwrap(), format!("quiet {ADDED} gpt"));
+    assert_eq!(cmdline::compose(b"quiet", &by_backup(false)).unwrap(), format!("quiet {TRIED} gpt"));
 }
 
 #[test]

@@ -46,7 +46,8 @@ fn look(disk: &Disk, slot: Slot, name: &str, window: &SlotWindow) -> Result<Star
         .partition(slot, &PartitionRole::root())
         .and_then(|root| disk.table().entry(root.entry))
         .ok_or("the slot has no root partition")?;
-    let partitions = SlotPartitions { slot, root: entry, boot: Err(String::new()) };
+    let by_backup = matches!(disk.health(), ::disk::TableHealth::PrimaryDamaged(_));
+    let partitions = SlotPartitions { slot, root: entry, boot: Err(String::new()), by_backup };
     let text = read("cmdline")?.unwrap_or_default();
     let cmdline = boot_select::cmdline::compose(&text, &partitions)?;
     let (program, bytes) = match (read("vmlinuz")?, read("boot.efi")?) {

@@ -151,6 +151,8 @@ pub(crate) struct Bench {
     pub(crate) while_loading: Option<fn(&mut TestDisk)>,
     /// Slots that were to be started, in order.
     pub(crate) tried: Vec<Slot>,
+    /// Whether the slot that was started last was found by the backup table alone.
+    pub(crate) by_backup: bool,
     pub(crate) said: Vec<String>,
     pub(crate) published: Option<String>,
 }
@@ -173,6 +175,7 @@ impl Bench {
             broken: Vec::new(),
             while_loading: None,
             tried: Vec::new(),
+            by_backup: false,
             said: Vec::new(),
             published: None,
         }
@@ -188,6 +191,7 @@ impl Bench {
             broken: &self.broken,
             while_loading: self.while_loading,
             tried: &mut self.tried,
+            by_backup: &mut self.by_backup,
         };
         let mut reporter = Reporter { said: &mut self.said, published: &mut self.published };
         boot(&mut Shared(&disk), &mut loader, &mut reporter).map_err(|error| error.to_string())
@@ -341,6 +345,7 @@ struct TestLoader<'a, 'b> {
     broken: &'a [Slot],
     while_loading: Option<fn(&mut TestDisk)>,
     tried: &'a mut Vec<Slot>,
+    by_backup: &'a mut bool,
 }
 
 impl Loader for TestLoader<'_, '_> {
@@ -348,6 +353,7 @@ impl Loader for TestLoader<'_, '_> {
 
     fn start(&mut self, slot: &SlotPartitions) -> Result<Slot, String> {
         self.tried.push(slot.slot);
+        *self.by_backup = slot.by_backup;
         slot.boot.clone()?;
         if !self.broken.contains(&slot.slot) {
             return Ok(slot.slot);

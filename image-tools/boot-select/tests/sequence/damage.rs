@@ -40,6 +40,22 @@ fn a_damaged_copy_is_left_to_the_system_where_no_try_is_spent() {
         bench.published.as_deref(),
         Some("table: primary damaged (there is no GPT header)\nchosen: A tries_left=0")
     );
+    assert!(bench.by_backup, "Linux would find no partitions");
+}
+
+#[test]
+fn the_backup_table_is_named_to_the_kernel_only_where_the_primary_stays_damaged() {
+    for (damage, tries, expected) in [
+        (Damage::PrimaryWiped, 0, true),
+        (Damage::PrimaryWiped, 3, false),
+        (Damage::BackupWiped, 0, false),
+        (Damage::BackupWiped, 3, false),
+    ] {
+        let mut bench = Bench::new(512, attributes(2, tries, true), Attributes::default());
+        bench.damage(damage);
+        bench.boot().unwrap();
+        assert_eq!(bench.by_backup, expected, "{damage:?} with {tries} tries");
+    }
 }
 
 /// Each write and each flush of the longest commit fails once, and everything after it.
