@@ -225,6 +225,8 @@ pub fn install(
         let round = Round::new(index, &plan, targets, seeds, &counters, progress);
         let stale = round.run(source, settings)?;
         if stale.is_empty() {
+            // The threads' reports may have overtaken each other: the last one must be the last state.
+            round.report();
             break;
         }
         chunks_stale += stale.len();
