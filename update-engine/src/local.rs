@@ -197,6 +197,14 @@ pub enum LocalError {
         #[source]
         source: std::io::Error,
     },
+    /// What was asked for was begun, and did not end well.
+    #[error("{reason}")]
+    Ended {
+        /// How it ended.
+        exit: Exit,
+        /// Why.
+        reason: String,
+    },
     /// The machine says no.
     #[error("refused: {0}")]
     Declined(String),
@@ -217,6 +225,7 @@ impl LocalError {
     pub const fn exit(&self) -> Exit {
         match self {
             Self::NothingToDo(_) => Exit::NothingToDo,
+            Self::Ended { exit, .. } => *exit,
             Self::Declined(_) | Self::NotAuthorized(_) => Exit::Refused,
             Self::Unsettled { .. } => Exit::Deferred,
             _ => Exit::Failed,

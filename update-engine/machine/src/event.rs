@@ -83,6 +83,9 @@ pub enum Mode {
     Once,
     /// Until it is stopped.
     Daemon,
+    /// One request of a person: what it asks for and nothing else, then [`crate::Effect::Finish`]. Nothing runs before
+    /// the request came, and nothing after one that was declined.
+    Request,
 }
 
 /// What a check brought.

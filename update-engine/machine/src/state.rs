@@ -130,6 +130,8 @@ impl From<&Hold> for Waiting {
 pub(crate) struct Run {
     pub(crate) facts: Option<Facts>,
     pub(crate) once: bool,
+    /// With [`Mode::Request`]: what became of the request.
+    pub(crate) asked: Option<Asked>,
     pub(crate) random: u64,
     pub(crate) operation: Option<Operation>,
     /// The last batch started the running operation, or a report, or finished: undone when its save fails.
@@ -186,8 +188,20 @@ pub(crate) struct Run {
 
 impl Run {
     pub(crate) fn set_mode(&mut self, mode: Mode) {
-        self.once = mode == Mode::Once;
+        self.once = mode != Mode::Daemon;
+        self.asked = (mode == Mode::Request).then_some(Asked::Awaited);
     }
+}
+
+/// What became of the one request of [`Mode::Request`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// It did not come yet.
+    Awaited,
+    /// It is carried out.
+    Accepted,
+    /// There is nothing to do for it.
+    Declined,
 }
 
 /// The parts of the record that a person can clear, as they were.

@@ -566,3 +566,31 @@ fn while_the_facts_are_in_doubt_nothing_is_decided_on_request() {
     rest(&mut world);
     assert!(check::confirmed_on(&world, 1));
 }
+
+/// With nothing but a person's request to carry out, nothing is installed by the way: an offer waits for the engine.
+#[test]
+fn a_single_request_does_what_it_asks_for_and_nothing_else() {
+    for (command, outcome) in [
+        (Command::MarkGood, "outcome: NothingToDo"),
+        (Command::Cancel, "outcome: NothingToDo"),
+        (Command::Rollback, "outcome: Declined"),
+        (Command::QuarantineClear(machine::Clear::All), "outcome: NothingToDo"),
+    ] {
+        let mut world = offered(Strategy::Off, Mode::Request, &[Good]);
+        assert_eq!(world.operation(), None, "{command:?}: something runs before the request");
+        assert!(world.state().unwrap().finished().is_none(), "{command:?}: it ended before the request");
+        let said = reply(&mut world, command);
+        assert!(said.contains(outcome), "{command:?}: {said}");
+        assert_eq!(world.operation(), None, "{command:?}");
+        assert_eq!(world.log.iter().filter(|line| line.contains("Run(")).count(), 0, "{:#?}", world.log);
+    }
+}
+
+#[test]
+fn a_single_request_to_update_updates() {
+    let mut world = offered(Strategy::Off, Mode::Request, &[Good]);
+    assert!(reply(&mut world, Command::Update { force_retry: false }).contains("outcome: Done"));
+    assert!(matches!(world.operation(), Some(Operation::Check { .. })), "{:#?}", world.log);
+    rest(&mut world);
+    assert!(events(&world).contains(&EventKind::Activated), "{:#?}", world.log);
+}

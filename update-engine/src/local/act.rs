@@ -55,24 +55,29 @@ pub(super) fn ask(
     debug_assert!(sent, "the channel holds two signals");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(LocalError::Runtime)?;
-    let (exit, status) = runtime.block_on(engine.run(Mode::Once, inbox));
+    let (exit, status) = runtime.block_on(engine.run(Mode::Request, inbox));
     drop(signals);
     let reply = reply.try_recv().map_err(|_| {
         LocalError::Declined(
             status.error.clone().unwrap_or_else(|| "the engine ended without an answer".to_owned()),
         )
     })?;
-    if reply.outcome == Outcome::Declined {
-        return Err(LocalError::Declined(reply.text));
-    }
+    let text = match (reply.outcome, command) {
+        (Outcome::Declined, _) => return Err(LocalError::Declined(reply.text)),
+        (Outcome::NothingToDo, _) => return Err(LocalError::NothingToDo(reply.text)),
+        (Outcome::Done, _) if matches!(exit, Exit::Failed | Exit::Refused) => {
+            return Err(LocalError::Ended { exit, reason: status.error.unwrap_or(status.reason) });
+        }
+        // What came of it, rather than that it began.
+        (Outcome::Done, Command::Update { .. }) => format!("{}: {}", status.state, status.reason),
+        (Outcome::Done, _) => reply.text,
+    };
     if json {
-        let document = json!({ "schema": SCHEMA, "reply": reply.text, "status": status });
+        let document = json!({ "schema": SCHEMA, "reply": text, "status": status });
         super::show::print(&document.to_string())?;
     } else {
-        super::show::print(&reply.text)?;
+        super::show::print(&text)?;
     }
-    if reply.outcome == Outcome::NothingToDo {
-        return Ok(Exit::NothingToDo);
-    }
-    Ok(if after == After::Stop || exit == Exit::NothingToDo { Exit::Done } else { exit })
+    let nothing_is_fine = !matches!(command, Command::Update { .. });
+    Ok(if after == After::Stop || exit == Exit::NothingToDo && nothing_is_fine { Exit::Done } else { exit })
 }

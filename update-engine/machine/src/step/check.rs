@@ -22,6 +22,10 @@ impl Turn {
         if run.rollback_wanted || run.once && (run.checked || run.verdict.is_some()) {
             return None;
         }
+        // A person's other request is no occasion to install something.
+        if run.asked.is_some() && !run.interactive {
+            return None;
+        }
         if !self.state.run.once {
             let at = self.state.run.next_check?;
             if self.wait_until(at) {

@@ -13,7 +13,7 @@ use crate::effect::{Effect, Operation, Outcome, Reply};
 use crate::event::{Event, Failure, FailureKind, Permit};
 use crate::queue::About;
 use crate::record::{PerSlot, Release};
-use crate::state::{LastBatch, Stage, State, Waiting};
+use crate::state::{Asked, LastBatch, Stage, State, Waiting};
 use jiff::Timestamp;
 use protocol::digest::Sha256;
 use protocol::slot::{Attributes, Slot};
@@ -235,6 +235,9 @@ impl Turn {
     }
 
     fn reply(&mut self, outcome: Outcome, text: impl Into<String>) {
+        if let Some(asked) = &mut self.state.run.asked {
+            *asked = if outcome == Outcome::Done { Asked::Accepted } else { Asked::Declined };
+        }
         self.side.push(Effect::Reply(Reply { outcome, text: text.into() }));
     }
 
@@ -255,6 +258,9 @@ impl Turn {
     fn decide(&mut self) -> Option<Operation> {
         let (running, other, running_is, other_is) = self.slots()?;
         self.state.run.waiting = None;
+        if matches!(self.state.run.asked, Some(Asked::Awaited | Asked::Declined)) {
+            return None;
+        }
         if let Some(at) = self.state.run.probe_at {
             // One pass ends here; the next one begins with fresh facts anyway.
             return if self.state.run.once || self.wait_until(at) { None } else { Some(Operation::Probe) };
@@ -348,7 +354,8 @@ impl Turn {
     fn may_finish(&self) -> bool {
         let run = &self.state.run;
         let told = self.state.record.events.is_empty() || run.report_failed;
-        run.once && run.facts.is_some() && !run.report_running && told
+        let awaited = run.asked == Some(Asked::Awaited);
+        run.once && !awaited && run.facts.is_some() && !run.report_running && told
     }
 
     /// Gives up the update under way, if there is one: its evidence is dropped, its attempt does not count.
