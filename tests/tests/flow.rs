@@ -469,6 +469,34 @@ fn every_verb_prints_json_with_a_schema() {
     }
 }
 
+/// Where no engine runs, `updatectl` carries a request out itself: what the channel offers is no part of it.
+#[test]
+fn a_request_without_an_engine_installs_nothing_by_the_way() {
+    let small = Small::new().unwrap();
+    let node = small.node("node", small.world.address()).unwrap();
+    let (config, disk) = (node.config(), path(&node.disk).unwrap().to_owned());
+    let ask = |verb: &[&str]| {
+        let place = ["--config", path(&config).unwrap(), "--disk", &disk];
+        let running = ["--booted", "A", "--version", "1.0.0"];
+        node.updatectl(&[verb, &place, &running].concat()).unwrap()
+    };
+    let before = std::fs::read(&node.disk).unwrap();
+    for (verb, code) in [
+        (&["mark-good"][..], 3),
+        (&["cancel"], 3),
+        (&["rollback"], 5),
+        (&["reboot"], 5),
+        (&["rollback", "--json"], 5),
+    ] {
+        let said = ask(verb).expect_code(code).unwrap();
+        assert!(std::fs::read(&node.disk).unwrap() == before, "the disk was changed: {said}");
+    }
+    let updated = ask(&["update"]).ok().unwrap();
+    assert!(updated.stdout.starts_with("staged: "), "{updated}");
+    node.compare(Slot::B, "root", &small.v2).unwrap();
+    ask(&["update"]).expect_code(3).unwrap();
+}
+
 #[test]
 fn a_slot_size_that_does_not_fit_is_said_before_the_first_byte() {
     let small = Small::new().unwrap();
