@@ -19,6 +19,10 @@ pub(super) fn is(text: &str) -> bool {
     lines.peek().is_some() && lines.all(key)
 }
 
+/// What is said to whoever had no updates at all.
+pub(super) const NO_UPDATES: &str = "it turned updates off, for which there is no setting: with strategy off they are installed and activated, \
+     and the reboot is yours. To have none, disable update-engine.service";
+
 /// What whoever had a lock must know.
 pub(super) const NO_LOCK: &str = "this version grants no permits yet, so with lock nothing is ever activated: until then set off, immediate or window";
 
@@ -163,11 +167,7 @@ impl Locksmith {
     /// No machine that was never updated may begin to reboot by itself.
     fn no_updates(mut self, imported: &mut Imported, disabled: &Entry, window: Window) {
         imported.set("reboot.strategy", "off", disabled);
-        imported.changed(
-            disabled,
-            "it turned updates off, for which there is no setting: with strategy off they are installed and activated, \
-             and the reboot is yours. To have none, disable update-engine.service",
-        );
+        imported.changed(disabled, NO_UPDATES);
         if let Some(strategy) = self.strategy.take() {
             imported.not_taken(&strategy, "the server is disabled, so reboot.strategy is off");
         }

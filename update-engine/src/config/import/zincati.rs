@@ -1,6 +1,6 @@
 //! A TOML fragment of Zincati: identity, updates, cincinnati, agent.
 
-use super::update_conf::NO_LOCK;
+use super::update_conf::{NO_LOCK, NO_UPDATES};
 use super::window::zincati;
 use super::{Entry, Format, ImportError, Imported, Value};
 use protocol::id::Group;
@@ -106,6 +106,7 @@ pub(super) fn import(entries: Vec<Entry>) -> Imported {
             "identity.rollout_wariness" => {
                 imported.not_taken(&entry, "a node's place in a rollout is fixed by the server from its id");
             }
+            "updates.enabled" if entry.value.text() == Some("false") => plan.disabled = Some(entry),
             "updates.strategy" => plan.strategy = Some(entry),
             "updates.periodic.window" => plan.windows = Some(entry),
             "updates.periodic.time_zone" => plan.zone = Some(entry),
@@ -130,9 +131,7 @@ fn not_taken(key: &str, value: Option<&str>) -> Option<&'static str> {
         {
             return None;
         }
-        ("updates.enabled", _) => {
-            "updates are switched off by the unit: systemctl disable --now update-engine.service"
-        }
+        ("updates.enabled", _) => "expected true or false",
         ("updates.allow_downgrade", _) => {
             "a downgrade is authorised by the release's signed metadata, not by the node"
         }
@@ -158,6 +157,8 @@ fn interval(imported: &mut Imported, entry: &Entry) {
 /// What has to be seen together: strategy, windows, their time zone.
 #[derive(Debug, Default)]
 struct Plan {
+    /// `updates.enabled = false`.
+    disabled: Option<Entry>,
     strategy: Option<Entry>,
     windows: Option<Entry>,
     zone: Option<Entry>,
@@ -170,6 +171,15 @@ impl Plan {
                 imported.not_taken(entry, why);
             }
         };
+        if let Some(disabled) = &self.disabled {
+            // No machine that was never updated may begin to reboot by itself.
+            imported.set("reboot.strategy", "off", disabled);
+            imported.changed(disabled, NO_UPDATES);
+            if let Some(strategy) = &self.strategy {
+                imported.not_taken(strategy, "updates are disabled, so reboot.strategy is off");
+            }
+            return rest(imported, "updates are disabled, so reboot.strategy is off");
+        }
         let Some(strategy) = &self.strategy else {
             imported.default_differs(
                 "updates.strategy",
