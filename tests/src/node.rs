@@ -102,8 +102,12 @@ impl<'w> Node<'w> {
     /// The command that runs the engine once; `more` are further arguments.
     #[must_use]
     pub fn engine_command(&self, more: &[&str]) -> Command {
+        self.run_command("--once", more)
+    }
+
+    fn run_command(&self, how: &str, more: &[&str]) -> Command {
         let mut command = Command::new(&self.world.programs.update_engine);
-        command.args(["run", "--once", "--config"]).arg(self.config());
+        command.args(["run", how, "--config"]).arg(self.config());
         command.arg("--disk").arg(&self.disk).arg("--state-dir").arg(self.state());
         command.args(["--booted", self.booted.as_str()]);
         if let Some(version) = &self.version {
@@ -119,17 +123,8 @@ impl<'w> Node<'w> {
     /// The command that runs the engine as a service, on the bus; `more` are further arguments.
     #[must_use]
     pub fn service_command(&self, bus: &Bus, more: &[&str]) -> Command {
-        let mut command = Command::new(&self.world.programs.update_engine);
-        command.args(["run", "--bus", "--config"]).arg(self.config());
-        command.arg("--disk").arg(&self.disk).arg("--state-dir").arg(self.state());
-        command.args(["--booted", self.booted.as_str()]);
-        if let Some(version) = &self.version {
-            command.args(["--version", version]);
-        }
-        if let Some(boot_id) = &self.boot_id {
-            command.args(["--boot-id", boot_id]);
-        }
-        bus.serve(command.args(&self.arguments).args(more));
+        let mut command = self.run_command("--bus", more);
+        bus.serve(&mut command);
         command
     }
 
