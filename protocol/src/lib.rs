@@ -12,6 +12,7 @@
 //! | [`payload`] | 2 payload, 5 download: the payload file, byte for byte |
 //! | [`manifest`] | 3 metadata, 4 channel: what a release is and what a channel lists |
 //! | [`wire`] | 4 channel, 5 download: what node, operator and server say to each other |
+//! | [`window`] | 9 permit, 10 reboot: when a reboot may begin |
 //! | [`status`] | 5 to 12: what `updatectl` prints, and the exit codes |
 #![cfg_attr(not(feature = "std"), no_std)]
 
@@ -34,5 +35,7 @@ pub mod payload;
 pub mod status;
 #[cfg(feature = "std")]
 pub mod version;
+#[cfg(feature = "std")]
+pub mod window;
 #[cfg(feature = "std")]
 pub mod wire;

@@ -28,7 +28,7 @@ pub use event::{
     Answer, Checked, Clear, Command, Event, Evidence, Facts, Failure, FailureKind, Health, Hold, HoldKind,
     Mode, Offer, Permit, Start,
 };
-pub use policy::{Policy, Strategy, Window};
+pub use policy::{Policy, Strategy};
 pub use projection::{Identity, status};
 pub use queue::EventQueue;
 pub use record::{

@@ -1,7 +1,7 @@
 //! Steps 5 to 12: every bound the machine keeps, in one place.
 
-use jiff::civil::{Time, Weekday};
 use jiff::tz::TimeZone;
+use protocol::window::Window;
 
 /// When a staged release is activated, and who reboots (DESIGN section 4, "When to activate").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,17 +14,6 @@ pub enum Strategy {
     Window,
     /// Activated only while holding the reboot permit; reboots then.
     Lock,
-}
-
-/// A time in which the engine may reboot, by the zone of [`Policy::zone`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Window {
-    /// The days on which it opens; none means every day.
-    pub days: Vec<Weekday>,
-    /// When it opens.
-    pub start: Time,
-    /// How long it stays open, in seconds; it may pass midnight.
-    pub length_s: u32,
 }
 
 /// Every bound the machine keeps. Times are in seconds.

@@ -7,10 +7,11 @@ mod world;
 
 use machine::{
     Command, Effect, Event, Failure, FailureKind, Flip, Health, HoldKind, Mode, Operation, Policy, Record,
-    Strategy, Waiting, Window,
+    Strategy, Waiting,
 };
 use protocol::slot::Slot;
 use protocol::status::{Exit, StateName};
+use protocol::window::Window;
 use protocol::wire::EventKind;
 use world::server::Quality;
 use world::story::{daemon, events, offered, reply, rest, state, until};

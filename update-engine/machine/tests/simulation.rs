@@ -5,11 +5,12 @@
 
 mod world;
 
-use machine::{Clear, Command, FailureKind, HoldKind, Mode, Policy, Strategy as Reboots, Window};
+use machine::{Clear, Command, FailureKind, HoldKind, Mode, Policy, Strategy as Reboots};
 use proptest::prelude::*;
 use proptest::test_runner::{
     Config, FileFailurePersistence, RngAlgorithm, TestCaseError, TestRng, TestRunner,
 };
+use protocol::window::Window;
 use world::server::{Quality, Server};
 use world::{Action, End, Mutation, Outcome, World, check};
 

@@ -405,7 +405,7 @@ impl Reader<'_> {
         })
     }
 
-    fn window(&self, input: WindowInput) -> Result<machine::Window, ConfigError> {
+    fn window(&self, input: WindowInput) -> Result<protocol::window::Window, ConfigError> {
         let expected = |what: String| self.bad("reboot.windows", what);
         let start = jiff::civil::Time::strptime("%H:%M", &input.start)
             .map_err(|_| expected(format!("expected a start like 02:00, found {:?}", input.start)))?;
@@ -413,7 +413,7 @@ impl Reader<'_> {
             return Err(expected(format!("expected a length_s from 60 to 604800, found {}", input.length_s)));
         }
         let days = input.days.into_iter().map(Weekday::from).collect();
-        Ok(machine::Window { days, start, length_s: input.length_s })
+        Ok(protocol::window::Window { days, start, length_s: input.length_s })
     }
 
     fn zone(&self) -> Result<TimeZone, ConfigError> {

@@ -2,7 +2,6 @@
 
 use super::Turn;
 use super::prepare::Leave;
-use super::schedule::{Opening, opening};
 use crate::effect::Operation;
 use crate::event::{Failure, Permit};
 use crate::policy::Strategy;
@@ -11,6 +10,7 @@ use crate::state::Waiting;
 use protocol::slot::Slot;
 use protocol::status::Exit;
 use protocol::version::Version;
+use protocol::window::{Opening, opening};
 use protocol::wire::EventKind;
 
 impl Turn {
@@ -232,7 +232,7 @@ impl Turn {
 
     /// Something if a window is open.
     fn wait_for_window(&mut self) -> Option<()> {
-        let reason = match opening(&self.state.policy, self.now) {
+        let reason = match opening(&self.state.policy.windows, &self.state.policy.zone, self.now, 0) {
             Opening::Open => return Some(()),
             Opening::At(at) => {
                 self.wake(at);

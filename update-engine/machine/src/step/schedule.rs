@@ -1,12 +1,9 @@
 //! Step 4, and every wait: when to check next, how long to back off, when a window is open.
 
 use super::Turn;
-use crate::policy::{Policy, Window};
+use crate::policy::Policy;
 use crate::state::Run;
 use jiff::{Span, Timestamp};
-
-/// Days to look ahead for a window: every weekday once, and today's again.
-const HORIZON_DAYS: i32 = 8;
 
 impl Turn {
     /// This time, and so many seconds.
@@ -109,109 +106,4 @@ fn next_random(run: &mut Run) -> u64 {
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     mixed ^ (mixed >> 31)
-}
-
-/// Whether a window is open, and if not, when the next one opens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Opening {
-    Open,
-    At(Timestamp),
-    Never,
-}
-
-/// When the policy's windows allow a reboot.
-pub(super) fn opening(policy: &Policy, now: Timestamp) -> Opening {
-    let mut next: Option<Timestamp> = None;
-    for window in &policy.windows {
-        match window_opening(window, policy, now) {
-            Opening::Open => return Opening::Open,
-            Opening::At(at) => next = Some(next.map_or(at, |known| known.min(at))),
-            Opening::Never => {}
-        }
-    }
-    next.map_or(Opening::Never, Opening::At)
-}
-
-fn window_opening(window: &Window, policy: &Policy, now: Timestamp) -> Opening {
-    let today = now.to_zoned(policy.zone.clone()).date();
-    // A window may have opened on an earlier day and still be open.
-    let before = i32::try_from(window.length_s / 86_400 + 1).unwrap_or(HORIZON_DAYS);
-    for offset in -before..=HORIZON_DAYS {
-        let Ok(date) = today.checked_add(Span::new().days(offset)) else { continue };
-        if !window.days.is_empty() && !window.days.contains(&date.weekday()) {
-            continue;
-        }
-        let Ok(start) = date.to_datetime(window.start).to_zoned(policy.zone.clone()) else { continue };
-        let opens = start.timestamp();
-        if now < opens {
-            return Opening::At(opens);
-        }
-        if now < later(opens, window.length_s.into()) {
-            return Opening::Open;
-        }
-    }
-    Opening::Never
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use jiff::civil::{Weekday, time};
-    use jiff::tz::TimeZone;
-    use proptest::prelude::*;
-
-    fn policy(windows: Vec<Window>) -> Policy {
-        Policy { windows, zone: TimeZone::UTC, ..Policy::default() }
-    }
-
-    fn at(text: &str) -> Timestamp {
-        text.parse().unwrap()
-    }
-
-    #[test]
-    fn a_window_opens_closes_and_passes_midnight() {
-        // 2026-11-23 is a Monday.
-        let night = Window { days: vec![Weekday::Monday], start: time(22, 0, 0, 0), length_s: 4 * 3600 };
-        let policy = policy(vec![night]);
-        assert_eq!(opening(&policy, at("2026-11-23T21:59:59Z")), Opening::At(at("2026-11-23T22:00:00Z")));
-        assert_eq!(opening(&policy, at("2026-11-23T22:00:00Z")), Opening::Open);
-        assert_eq!(opening(&policy, at("2026-11-24T01:59:59Z")), Opening::Open);
-        assert_eq!(opening(&policy, at("2026-11-24T02:00:00Z")), Opening::At(at("2026-11-30T22:00:00Z")));
-    }
-
-    #[test]
-    fn no_window_never_opens_and_the_earliest_of_several_counts() {
-        assert_eq!(opening(&policy(Vec::new()), at("2026-11-23T00:00:00Z")), Opening::Never);
-        let windows =
-            [5, 3].map(|hour| Window { days: Vec::new(), start: time(hour, 0, 0, 0), length_s: 60 });
-        assert_eq!(
-            opening(&policy(windows.to_vec()), at("2026-11-23T04:00:00Z")),
-            Opening::At(at("2026-11-23T05:00:00Z"))
-        );
-    }
-
-    #[test]
-    fn windows_follow_their_zone() {
-        let window = Window { days: Vec::new(), start: time(2, 0, 0, 0), length_s: 3600 };
-        let policy =
-            Policy { windows: vec![window], zone: TimeZone::fixed(jiff::tz::offset(2)), ..Policy::default() };
-        assert_eq!(opening(&policy, at("2026-11-23T00:30:00Z")), Opening::Open);
-    }
-
-    proptest! {
-        #[test]
-        fn an_opening_that_is_announced_is_open(seconds in 0_i64..4_000_000_000, hour in 0_i8..24, length in 1_u32..200_000) {
-            let window = Window { days: vec![Weekday::Friday], start: time(hour, 0, 0, 0), length_s: length };
-            let policy = policy(vec![window]);
-            let now = Timestamp::from_second(seconds).unwrap();
-            match opening(&policy, now) {
-                Opening::Open => {}
-                Opening::At(then) => {
-                    prop_assert!(then > now);
-                    prop_assert_eq!(opening(&policy, then), Opening::Open);
-                }
-                Opening::Never => prop_assert!(false, "a weekly window never opens"),
-            }
-        }
-    }
 }
