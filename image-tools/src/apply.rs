@@ -3,6 +3,7 @@
 //! The same code as on a node does it ([`disk::assemble`]); only the payload comes from a file.
 
 use crate::cli::progress_bar;
+use crate::inputs;
 use crate::release::{Release, digest_of_file};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Subcommand};
@@ -143,6 +144,14 @@ pub fn install_to_file(
     out: &dyn Fn(&PartitionRole) -> Option<PathBuf>,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<InstallReport> {
+    let (manifest, payload) = (release.dir.join("manifest.json"), release.payload_path());
+    let paths: Vec<_> =
+        release.index.partitions.iter().filter_map(|partition| out(&partition.role)).collect();
+    for (i, path) in paths.iter().enumerate() {
+        let read = [("the release's manifest", &*manifest), ("the release's payload", &*payload)];
+        let others = paths[..i].iter().map(|path| ("the file of another partition", path.as_path()));
+        inputs::refuse_as_output(path, read.into_iter().chain(others))?;
+    }
     let mut files = Vec::new();
     for partition in &release.index.partitions {
         let role = &partition.role;

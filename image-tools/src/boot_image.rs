@@ -2,8 +2,8 @@
 //! which the loader starts it (step 11).
 
 use crate::disk::Size;
-use crate::efi;
 use crate::fat::{self, FatFile, Preference, Volume};
+use crate::{content, efi, inputs};
 use anyhow::{Context as _, bail, ensure};
 use boot_select::cmdline::{BELIEVE_BACKUP, TRYING};
 use clap::{ArgGroup, Args, Subcommand};
@@ -97,6 +97,14 @@ struct BuiltFile {
 /// Where an input is not what it should be, or the image cannot be written.
 pub(crate) fn run(command: &BootImageCommand, json: bool) -> anyhow::Result<()> {
     let BootImageCommand::Build(args) = command;
+    let given = [
+        ("--kernel", &args.kernel),
+        ("--initrd", &args.initrd),
+        ("--efi", &args.efi),
+        ("--cmdline-file", &args.cmdline_file),
+    ];
+    let given = given.iter().filter_map(|(option, path)| Some((*option, path.as_deref()?)));
+    inputs::refuse_as_output(&args.out, given)?;
     if args.out.exists() && !args.force {
         bail!("{} exists: --force overwrites it", args.out.display());
     }
@@ -213,7 +221,15 @@ fn files(args: &BuildArgs, cmdline: &str, given: bool) -> anyhow::Result<(Vec<Fa
         bail!("give --kernel or --efi");
     };
     if let Some(path) = &args.initrd {
-        files.push(FatFile { path: INITRD, bytes: fat::read_input(path)? });
+        let bytes = fat::read_input(path)?;
+        ensure!(
+            content::is_initrd(&bytes),
+            "{} is no initrd: expected a cpio archive, plain or compressed with gzip, zstd, xz, lz4 (lz4 -l), lzma, bzip2 or \
+             lzo, found {}",
+            path.display(),
+            content::name(&bytes)
+        );
+        files.push(FatFile { path: INITRD, bytes });
     }
     Ok((files, arch))
 }

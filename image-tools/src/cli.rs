@@ -3,8 +3,12 @@
 use crate::{apply, boot_image, disk, keys, release};
 use clap::{CommandFactory as _, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::{Value, json};
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
+
+/// The schema number of what `--json` prints where a command failed.
+const SCHEMA: u32 = 1;
 
 /// Builds, inspects and installs Flipside releases, their keys and disks
 #[derive(Debug, Parser)]
@@ -48,7 +52,10 @@ pub fn command() -> clap::Command {
 /// Runs the command line of this process.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
     let filter = EnvFilter::try_new(&cli.log).unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -65,9 +72,50 @@ pub fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
+            if cli.json {
+                println!("{}", failure_document(&error));
+            }
             eprintln!("image-tools: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// What clap says of a command line that it does not take, or of a help text that was asked for.
+fn usage(error: &clap::Error) -> ExitCode {
+    // The command line was not understood, so whether it asks for JSON shows in its words only.
+    if error.use_stderr() && std::env::args_os().any(|word| word == "--json") {
+        let text = error.to_string();
+        // What is wrong; after an empty line follow usage and hints.
+        let words: Vec<_> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
+        let line = words.join(" ");
+        let line = line.strip_prefix("error: ").unwrap_or(&line);
+        println!("{}", json!({ "schema": SCHEMA, "error": line }));
+    }
+    error.exit()
+}
+
+/// The document of a command that failed: what it found out, if that is a document of its own, and the error.
+fn failure_document(error: &anyhow::Error) -> Value {
+    let found = error.downcast_ref::<Failure>().map(|failure| failure.document.clone());
+    let mut document = found.unwrap_or_else(|| json!({ "schema": SCHEMA }));
+    document["error"] = format!("{error:#}").into();
+    document
+}
+
+/// A command that failed, with what it found out: for people it is on stdout already, as a document it is printed with
+/// the error.
+#[derive(Debug, thiserror::Error)]
+#[error("{reason}")]
+pub(crate) struct Failure {
+    document: Value,
+    reason: String,
+}
+
+impl Failure {
+    /// `document` is an object with a `schema`.
+    pub(crate) fn new(document: Value, reason: String) -> Self {
+        Self { document, reason }
     }
 }
 

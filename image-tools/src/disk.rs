@@ -11,11 +11,12 @@ mod start;
 pub(crate) use create::parse_sector_size;
 pub(crate) use size::Size;
 
-use ::disk::{Access, Disk, DiskFile, SlotLayout};
+use crate::content;
+use ::disk::{Access, Disk, DiskError, DiskFile, SlotLayout};
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
-use protocol::slot::{Attributes, Slot};
-use serde::Serialize;
+use protocol::gpt::TableError;
+use protocol::slot::Slot;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -31,7 +32,8 @@ pub(crate) enum DiskCommand {
     Show(DiskArgs),
     /// Set the boot attributes of a slot
     Set(SetArgs),
-    /// Apply the boot rule as the loader would: choose a slot and spend a try
+    /// Boot as the loader would: choose a slot, spend a try, read what it starts from; leave a slot out and go on to the
+    /// next where that cannot be started
     Boot(DiskArgs),
     /// Compare a slot with a release, reading from the medium
     Verify(show::VerifyArgs),
@@ -73,16 +75,6 @@ fn parse_flag(text: &str) -> Result<bool, String> {
     }
 }
 
-/// A slot and its attributes, and for a boot what would be started.
-#[derive(Debug, Serialize)]
-struct Booted {
-    schema: u32,
-    slot: Slot,
-    priority: u8,
-    tries_left: u8,
-    successful: bool,
-}
-
 /// Does it. `json` prints documents instead of text.
 ///
 /// # Errors
@@ -92,7 +84,7 @@ pub(crate) fn run(command: &DiskCommand, json: bool) -> anyhow::Result<()> {
         DiskCommand::Create(args) => create::run(args, json),
         DiskCommand::Show(args) => show::run(&args.disk, json),
         DiskCommand::Set(args) => set(args, json),
-        DiskCommand::Boot(args) => boot(&args.disk, json),
+        DiskCommand::Boot(args) => start::run(&args.disk, json),
         DiskCommand::Verify(args) => show::verify(args, json),
         DiskCommand::Repair(args) => repair(&args.disk, json),
     }
@@ -100,7 +92,29 @@ pub(crate) fn run(command: &DiskCommand, json: bool) -> anyhow::Result<()> {
 
 fn open(path: &Path, access: Access) -> anyhow::Result<Disk> {
     let medium = DiskFile::open(path, access)?;
-    Disk::open(Arc::new(medium), &SlotLayout::default()).with_context(|| path.display().to_string())
+    Disk::open(Arc::new(medium), &SlotLayout::default()).map_err(|error| {
+        let what = match &error {
+            DiskError::Table(table) => not_a_disk(path, table),
+            _ => path.display().to_string(),
+        };
+        anyhow::Error::new(error).context(what)
+    })
+}
+
+/// What to say before a table that cannot be used: where there never was one, what the file is instead.
+fn not_a_disk(path: &Path, error: &TableError) -> String {
+    let shown = path.display();
+    let head = content::head(path).unwrap_or_default();
+    let never = matches!(error, TableError::Disk | TableError::NoValidCopy { .. })
+        && content::of(&head) != content::Content::Other(content::GPT);
+    if never {
+        let found = content::name(&head);
+        format!(
+            "{shown} is no disk with a GPT: expected one as `image-tools disk create` makes it, found {found}"
+        )
+    } else {
+        shown.to_string()
+    }
 }
 
 fn set(args: &SetArgs, json: bool) -> anyhow::Result<()> {
@@ -114,43 +128,20 @@ fn set(args: &SetArgs, json: bool) -> anyhow::Result<()> {
         .with_tries_left(args.tries.unwrap_or(old.tries_left()))
         .with_successful(args.successful.unwrap_or(old.successful()));
     disk.set_attributes(args.slot, new).with_context(|| args.disk.display().to_string())?;
-    print_attributes(args.slot, new, None, json)?;
-    Ok(())
-}
-
-fn boot(path: &Path, json: bool) -> anyhow::Result<()> {
-    let mut disk = open(path, Access::Write)?;
-    let Some(slot) = disk.boot().with_context(|| path.display().to_string())? else {
-        let state = |slot| format!("slot {slot}: {:?}", disk.attributes(slot));
-        bail!("no slot of {} can be booted ({}; {})", path.display(), state(Slot::A), state(Slot::B));
-    };
-    let start = start::find(&disk, slot);
-    print_attributes(slot, disk.attributes(slot), Some(&start), json)?;
-    Ok(())
-}
-
-fn print_attributes(
-    slot: Slot,
-    attributes: Attributes,
-    start: Option<&Result<Option<start::Start>, String>>,
-    json: bool,
-) -> anyhow::Result<()> {
-    let (priority, tries_left) = (attributes.priority(), attributes.tries_left());
-    let booted = Booted { schema: SCHEMA, slot, priority, tries_left, successful: attributes.successful() };
+    let (priority, tries_left, successful) = (new.priority(), new.tries_left(), new.successful());
     if json {
-        let mut document = serde_json::to_value(&booted)?;
-        if let Some(start) = start {
-            document["start"] = serde_json::to_value(start.as_ref().ok())?;
-            document["start_problem"] = serde_json::to_value(start.as_ref().err())?;
-        }
+        let document = serde_json::json!({
+            "schema": SCHEMA, "slot": args.slot, "priority": priority, "tries_left": tries_left, "successful": successful,
+        });
         println!("{document}");
-        return Ok(());
-    }
-    println!("slot {slot}: priority {priority}, tries left {tries_left}, {}", show::word(booted.successful));
-    if let Some(start) = start {
-        start::print(start, slot);
+    } else {
+        print_attributes(args.slot, priority, tries_left, successful);
     }
     Ok(())
+}
+
+fn print_attributes(slot: Slot, priority: u8, tries_left: u8, successful: bool) {
+    println!("slot {slot}: priority {priority}, tries left {tries_left}, {}", show::word(successful));
 }
 
 fn repair(path: &Path, json: bool) -> anyhow::Result<()> {

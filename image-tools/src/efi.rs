@@ -2,11 +2,8 @@
 //! costs each node of the fleet a reboot and a fallback; here it costs a message.
 
 use anyhow::{Context as _, bail, ensure};
+use boot_select::kernel;
 
-/// Machine types of the PE format.
-const X86_64: u16 = 0x8664;
-const AARCH64: u16 = 0xaa64;
-const RISCV64: u16 = 0x5064;
 /// The subsystem of EFI applications, which alone are started by a loader.
 const EFI_APPLICATION: u16 = 10;
 /// The PE32+ format: 64-bit addresses.
@@ -30,11 +27,11 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 }
 
 impl<'a> EfiProgram<'a> {
-    /// Reads the headers.
+    /// Reads the headers. `machines` are the types of PE files that are of use.
     ///
     /// # Errors
-    /// What it is instead of an EFI application.
-    pub(crate) fn parse(bytes: &'a [u8]) -> anyhow::Result<Self> {
+    /// What it is instead of an EFI application for one of them.
+    pub(crate) fn parse(bytes: &'a [u8], machines: &[u16]) -> anyhow::Result<Self> {
         ensure!(
             bytes.starts_with(b"MZ"),
             "it is no EFI program: expected it to begin with MZ, found {:02x?}",
@@ -57,25 +54,27 @@ impl<'a> EfiProgram<'a> {
             subsystem == EFI_APPLICATION,
             "it is no EFI application: its PE header has the subsystem {subsystem}, expected {EFI_APPLICATION}"
         );
-        if machine == boot_select::kernel::MACHINE {
-            // What the loader would say, word for word, in time.
-            boot_select::kernel::check(bytes).map_err(anyhow::Error::msg)?;
-        }
+        // What the loader would say, word for word, in time.
+        kernel::check(bytes, machines).map_err(anyhow::Error::msg)?;
         Ok(Self { bytes, machine, sections: (optional + usize::from(optional_len), sections) })
     }
 
     /// Its architecture, as manifests name it.
     pub(crate) fn arch(&self) -> String {
-        match self.machine {
-            X86_64 => "x86-64".to_owned(),
-            AARCH64 => "arm64".to_owned(),
-            RISCV64 => "riscv64".to_owned(),
-            other => format!("PE machine type {other:#x}"),
-        }
+        kernel::machine_name(self.machine)
     }
 
-    pub(crate) fn is_x86_64(&self) -> bool {
-        self.machine == X86_64
+    /// Whether it has the header of its architecture's Linux kernels. On x86-64 the kernel's documentation calls it the
+    /// setup header, on arm64 the image header.
+    fn is_linux(&self) -> bool {
+        let (place, mark) =
+            if self.machine == kernel::X86_64 { (0x202, b"HdrS") } else { (0x38, b"ARM\x64") };
+        self.bytes.get(place..place + 4) == Some(mark)
+    }
+
+    /// Whether it is a unified kernel image: the kernel is a section of it.
+    fn is_unified(&self) -> bool {
+        self.section_len(".linux").is_some_and(|len| len > 0)
     }
 
     /// The length of a section in memory; none where there is no such section.
@@ -102,16 +101,13 @@ pub(crate) fn check_kernel(bytes: &[u8]) -> anyhow::Result<EfiProgram<'_>> {
     if bytes.starts_with(&[0x1f, 0x8b]) {
         bail!("it is compressed with gzip: {advice}; unpack it first");
     }
-    let program = EfiProgram::parse(bytes).context(advice)?;
-    if program.is_x86_64() {
-        // The boot protocol's header, which the kernel's own documentation calls the setup header.
-        let header = bytes.get(0x202..0x206).unwrap_or_default();
-        ensure!(
-            header == b"HdrS",
-            "it is an EFI program, but no Linux kernel: HdrS does not stand at byte 0x202; \
-             a unified kernel image goes with --efi"
-        );
-    }
+    let program = EfiProgram::parse(bytes, &kernel::MACHINES).context(advice)?;
+    ensure!(
+        program.is_linux(),
+        "it is an EFI program for {}, but no Linux kernel: the header of one was expected; a unified kernel image goes \
+         with --efi",
+        program.arch()
+    );
     Ok(program)
 }
 
@@ -120,12 +116,43 @@ pub(crate) fn check_kernel(bytes: &[u8]) -> anyhow::Result<EfiProgram<'_>> {
 /// # Errors
 /// What is wrong with it.
 pub(crate) fn check_unified(bytes: &[u8]) -> anyhow::Result<EfiProgram<'_>> {
-    let program = EfiProgram::parse(bytes)?;
+    let program = EfiProgram::parse(bytes, &kernel::MACHINES)?;
     if program.section_len(".cmdline").is_some_and(|len| len > 0) {
         bail!(
             "it has a command line of its own (the section .cmdline), which names one root partition for both slots: \
              build it without; --cmdline goes to a file beside it"
         );
     }
+    if !program.is_unified() {
+        let what = if program.is_linux() {
+            "it is a bare Linux kernel: give it with --kernel"
+        } else {
+            "it is an EFI program without a kernel: expected the section .linux, as ukify makes it"
+        };
+        bail!("{what}");
+    }
     Ok(program)
+}
+
+/// The loader itself, for the EFI system partition of an x86-64 machine.
+///
+/// # Errors
+/// What it is instead.
+pub(crate) fn check_loader(bytes: &[u8]) -> anyhow::Result<()> {
+    let program = EfiProgram::parse(bytes, &[kernel::X86_64])?;
+    if program.is_linux() || program.is_unified() {
+        bail!(
+            "it is a Linux kernel, which would start no slot: expected boot-select.efi; a kernel goes into a boot image \
+             (`image-tools boot-image build`), and that with --boot"
+        );
+    }
+    // The variable in which it tells the started system of the boot: no other program has it.
+    let mark: Vec<u8> = "FlipsideBoot".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    if !bytes.windows(mark.len()).any(|window| window == mark) {
+        tracing::warn!(
+            "the loader is not boot-select: expected image-tools/boot-select's program; another one must follow the same \
+             rule (docs/boot.md)"
+        );
+    }
+    Ok(())
 }

@@ -232,22 +232,24 @@ impl Reader {
         FileSystem::new(WindowBytes { window, at: 0 }, FsOptions::new()).map(Self)
     }
 
-    /// A file of the root folder, whole; none where there is no such file.
-    ///
-    /// # Errors
-    /// Where it cannot be read, or is too long.
-    pub(crate) fn read(&mut self, name: &str) -> io::Result<Option<Vec<u8>>> {
-        let file = match self.0.root_dir().open_file(name) {
+    fn contents(&self, name: &str, max_bytes: u64) -> io::Result<Option<Vec<u8>>> {
+        let file = match self.0.root_dir().open_file(name.trim_start_matches('\\')) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
         let mut bytes = Vec::new();
-        file.take(FILE_MAX + 1).read_to_end(&mut bytes)?;
-        if bytes.len() as u64 > FILE_MAX {
-            return Err(io::Error::other(format!("it is longer than {FILE_MAX} bytes")));
+        file.take(max_bytes.saturating_add(1)).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > max_bytes {
+            return Err(io::Error::other(format!("longer than {max_bytes} bytes")));
         }
         Ok(Some(bytes))
+    }
+}
+
+impl boot_select::Files for Reader {
+    fn read(&mut self, name: &str, max_bytes: u64) -> Result<Option<Vec<u8>>, String> {
+        self.contents(name, max_bytes).map_err(|error| format!("{name}: {error}"))
     }
 }
 

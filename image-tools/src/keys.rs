@@ -223,7 +223,8 @@ fn init(args: &InitArgs, now: Timestamp) -> Result<Made> {
 
 fn refuse_to_overwrite(args: &InitArgs) -> Result<()> {
     let keys = (1..=16).map(root_key_name);
-    let metadata = ["targets.pem", "root.json", "1.root.json", "targets.json"].map(str::to_owned);
+    let metadata =
+        ["targets.pem", "root.json", "1.root.json", "targets.json", CHANNELS_FILE].map(str::to_owned);
     for name in keys.chain(metadata) {
         let path = args.dir.join(name);
         ensure!(

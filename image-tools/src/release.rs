@@ -4,6 +4,7 @@
 use crate::apply::install_to_file;
 use crate::build::{self, ImageInput, Settings};
 use crate::cli::progress_bar;
+use crate::{boot_volume, content, inputs};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Subcommand};
 use protocol::chunker::Cutting;
@@ -52,6 +53,9 @@ pub(crate) struct BuildArgs {
     /// The image of the boot partition
     #[arg(long)]
     boot: Option<PathBuf>,
+    /// Take any bytes as the boot image: for tests of the fallback, as no machine starts from it
+    #[arg(long, requires = "boot")]
+    unchecked_boot: bool,
     /// The release folder; made if it is not there
     #[arg(long)]
     out: PathBuf,
@@ -93,7 +97,20 @@ pub(crate) fn run(command: &ReleaseCommand, json: bool) -> Result<()> {
     }
 }
 
+/// Whether the images are what a machine of the release's architecture can start from.
+fn check_images(args: &BuildArgs) -> Result<()> {
+    content::expect_file_system(&args.root, "root")?;
+    match &args.boot {
+        // The sector size differs from node to node.
+        Some(boot) if !args.unchecked_boot => {
+            boot_volume::check(boot, None, &boot_volume::machines(&args.arch))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn build_command(args: &BuildArgs, json: bool) -> Result<()> {
+    check_images(args)?;
     let role_images =
         [(PartitionRole::root(), Some(&args.root)), (PartitionRole::boot(), args.boot.as_ref())];
     let images: Vec<ImageInput> = role_images
@@ -192,6 +209,10 @@ pub fn build_release(
         Ok(_) => Release::load(dir).ok().map(|old| old.payload_path()),
         Err(_) => None,
     };
+    for output in old.iter().chain([&manifest_path]) {
+        let given = images.iter().map(|image| ("an image for the release", image.path.as_path()));
+        inputs::refuse_as_output(output, given)?;
+    }
     let built = build::build(images, dir, settings, progress)?;
     let partition = |p: &protocol::payload::Partition| PartitionImage {
         role: p.role.clone(),

@@ -191,6 +191,34 @@ impl Tree {
     }
 }
 
+/// A file that passes for an x86-64 kernel with an EFI stub: its headers, then `content` as its only section. The loader
+/// would start it, and it would do nothing.
+#[must_use]
+pub fn kernel(content: &[u8]) -> Vec<u8> {
+    let len = u32::try_from(content.len()).unwrap_or(u32::MAX).to_le_bytes();
+    let mut image = vec![0; 0x400];
+    for (at, bytes) in [
+        (0, &b"MZ"[..]),
+        (0x3c, &[0x40]),
+        // PE header: x86-64, one section, an optional header of 0xf0 bytes.
+        (0x40, b"PE\0\0"),
+        (0x44, &[0x64, 0x86, 1]),
+        (0x54, &[0xf0]),
+        // PE32+, an EFI application.
+        (0x58, &[0x0b, 0x02]),
+        (0x58 + 68, &[10]),
+        (0x148, b".text"),
+        (0x148 + 8, &len),
+        (0x148 + 16, &len),
+        (0x148 + 20, &[0x00, 0x04]),
+        (0x202, b"HdrS"),
+    ] {
+        image[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+    image.extend_from_slice(content);
+    image
+}
+
 /// Looks for a program in `PATH`.
 #[must_use]
 pub fn find_program(name: &str) -> Option<PathBuf> {

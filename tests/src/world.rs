@@ -142,6 +142,20 @@ impl World {
         run(Command::new(&self.programs.image_tools).args(arguments).current_dir(&self.folder))
     }
 
+    /// Makes a boot image of this length whose kernel holds `content`, as `NAME.img` in the world's folder.
+    ///
+    /// # Errors
+    /// Where it fails.
+    pub fn boot_image(&self, name: &str, content: &[u8], size: &str) -> Result<PathBuf> {
+        let (kernel, image) =
+            (self.folder.join(format!("{name}.vmlinuz")), self.folder.join(format!("{name}.img")));
+        std::fs::write(&kernel, crate::images::kernel(content))?;
+        let arguments = ["boot-image", "build", "--kernel", path(&kernel)?, "--out", path(&image)?];
+        let more = ["--cmdline", "panic=10", "--size", size];
+        self.image_tools(&[&arguments[..], &more].concat())?.ok()?;
+        Ok(image)
+    }
+
     /// Runs `updatectl` as the operator.
     ///
     /// # Errors

@@ -19,6 +19,8 @@ const IMAGES: &str = "FLIPSIDE_TEST_IMAGES";
 struct Debian {
     folder: PathBuf,
     world: World,
+    /// The boot images of 1.0.0, and of the others.
+    boots: [PathBuf; 2],
     v2: Release,
     v3: Release,
 }
@@ -32,22 +34,25 @@ impl Debian {
             return None;
         };
         let world = World::new().unwrap();
-        let build = |version: &str, root: &str, boot: &str| {
-            let boot = folder.join(boot);
-            let more = ["--boot", path(&boot).unwrap(), "--level", "9"];
+        let boots = ["boot1", "boot2"].map(|name| {
+            let content = std::fs::read(folder.join(format!("{name}.img"))).unwrap();
+            world.boot_image(name, &content, "7M").unwrap()
+        });
+        let build = |version: &str, root: &str| {
+            let boot = &boots[1];
+            let more = ["--boot", path(boot).unwrap(), "--level", "9"];
             world.build(version, &folder.join(root), &more).unwrap()
         };
-        let v2 = build("1.1.0", "v2.ext4", "boot2.img");
-        let v3 = build("1.2.0", "v3.ext4", "boot2.img");
+        let v2 = build("1.1.0", "v2.ext4");
+        let v3 = build("1.2.0", "v3.ext4");
         world.push(&v2).unwrap();
         world.push(&v3).unwrap();
-        Some(Self { folder, world, v2, v3 })
+        Some(Self { folder, world, boots, v2, v3 })
     }
 
     fn node(&self, name: &str) -> Node<'_> {
         let root = self.folder.join("v1.ext4");
-        let boot = self.folder.join("boot1.img");
-        let disk_arguments = ["--boot", path(&boot).unwrap(), "--boot-size", "16M"];
+        let disk_arguments = ["--boot", path(&self.boots[0]).unwrap(), "--boot-size", "16M"];
         let setup = Setup {
             root: &root,
             version: "1.0.0",
@@ -65,7 +70,7 @@ impl Debian {
         node.engine(&[]).unwrap().ok().unwrap();
         node.sgdisk_verify().unwrap().expect("sgdisk is installed");
         node.compare(slot, "root", &self.folder.join(root)).unwrap();
-        node.compare(slot, "boot", &self.folder.join("boot2.img")).unwrap();
+        node.compare(slot, "boot", &self.boots[1]).unwrap();
         let progress = node.status().unwrap().progress;
         assert_eq!(node.boot().unwrap(), slot);
         node.engine(&[]).unwrap().ok().unwrap();

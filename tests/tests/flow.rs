@@ -6,6 +6,8 @@
 use protocol::payload::{Chunk, Content, Index};
 use protocol::slot::Slot;
 use protocol::status::StateName;
+use std::fs::File;
+use std::io::Write as _;
 use std::time::{Duration, Instant};
 use tests::blockdev::LoopDevice;
 use tests::images::text;
@@ -147,9 +149,12 @@ impl WithBoot {
     }
 
     fn of(small: Small) -> Self {
-        let boots = ["boot1", "boot2"].map(|name| small.world.folder().join(name));
-        std::fs::write(&boots[0], text(1, 3_000_001)).unwrap();
-        std::fs::write(&boots[1], text(2, 2_999_999)).unwrap();
+        let boots = [("boot1", 1), ("boot2", 2)].map(|(name, seed)| {
+            let image = small.world.boot_image(name, &text(seed, 2_900_000), "3M").unwrap();
+            // It ends within a sector.
+            File::options().append(true).open(&image).unwrap().write_all(&[1]).unwrap();
+            image
+        });
         let more = [&["--boot", path(&boots[1]).unwrap()], FAST].concat();
         let release = small.world.publish("1.2.0", &small.v2, "alpha", &more).unwrap();
         Self { small, boots, release }

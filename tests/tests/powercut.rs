@@ -145,8 +145,10 @@ impl Scene {
             std::fs::write(boot, text(seed, BOOT_IMAGE)).unwrap();
         }
         let boots = boots.each_ref().map(|boot| path(boot).unwrap());
-        world.publish("1.1.0", &v2, "alpha", &[FAST, &["--boot", boots[1]]].concat()).unwrap();
-        let disk_arguments = [DISK, &["--boot", boots[0]]].concat();
+        world
+            .publish("1.1.0", &v2, "alpha", &[FAST, &["--boot", boots[1], "--unchecked-boot"]].concat())
+            .unwrap();
+        let disk_arguments = [DISK, &["--boot", boots[0], "--unchecked-boot"]].concat();
         let setup = Setup {
             root: &v1,
             version: "1.0.0",

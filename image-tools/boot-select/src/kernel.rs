@@ -5,18 +5,26 @@
 
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
 
 /// The largest kernel or unified kernel image that is read, in bytes.
 pub const MAX_BYTES: u64 = 1 << 30;
 
-/// The machine type of PE files that this loader can start.
-pub const MACHINE: u16 = if cfg!(target_arch = "aarch64") { 0xaa64 } else { 0x8664 };
+/// The machine type of PE files for x86-64.
+pub const X86_64: u16 = 0x8664;
+/// The machine type of PE files for arm64.
+pub const AARCH64: u16 = 0xaa64;
+/// The machine types for which this loader can be built.
+pub const MACHINES: [u16; 2] = [X86_64, AARCH64];
 
-/// Whether this is a whole PE file for this machine.
+/// The machine type of PE files that this loader can start.
+pub const MACHINE: u16 = if cfg!(target_arch = "aarch64") { AARCH64 } else { X86_64 };
+
+/// Whether this is a whole PE file for one of these machine types.
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn check(image: &[u8]) -> Result<(), String> {
+pub fn check(image: &[u8], machines: &[u16]) -> Result<(), String> {
     if !image.starts_with(b"MZ") {
         return Err(String::from("not an EFI program: it does not begin with MZ"));
     }
@@ -25,8 +33,10 @@ pub fn check(image: &[u8]) -> Result<(), String> {
         return Err(String::from("not an EFI program: it has no PE header"));
     }
     let machine = u16_at(image, pe + 4).ok_or_else(cut)?;
-    if machine != MACHINE {
-        return Err(format!("for another machine: its type is {machine:#06x}, expected {MACHINE:#06x}"));
+    if !machines.contains(&machine) {
+        let expected: Vec<String> = machines.iter().map(|machine| machine_name(*machine)).collect();
+        let (found, expected) = (machine_name(machine), expected.join(" or "));
+        return Err(format!("for another machine: it is for {found}, expected {expected}"));
     }
     let sections = u16_at(image, pe + 6).ok_or_else(cut)?;
     let optional_len = usize::from(u16_at(image, pe + 20).ok_or_else(cut)?);
@@ -40,6 +50,16 @@ pub fn check(image: &[u8]) -> Result<(), String> {
         }
     }
     if sections == 0 { Err(String::from("not an EFI program: it has no sections")) } else { Ok(()) }
+}
+
+/// A machine type as manifests name architectures; others as the number that stands in the file.
+#[must_use]
+pub fn machine_name(machine: u16) -> String {
+    match machine {
+        X86_64 => String::from("x86-64"),
+        AARCH64 => String::from("arm64"),
+        other => format!("the PE machine type {other:#06x}"),
+    }
 }
 
 fn cut() -> String {

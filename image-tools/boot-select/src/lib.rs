@@ -5,15 +5,18 @@
 //! next one is tried at once. What touches the machine is behind four narrow traits: [`Disk`], [`Loader`],
 //! [`Console`] and [`Facts`]. `main.rs` puts UEFI behind them, the tests a recording disk.
 //!
-//! [`kernel`] and [`cmdline`] check what can be checked before a kernel gets the machine.
+//! [`BootFiles`] reads what a slot starts from; [`kernel`] and [`cmdline`] check what can be checked before a kernel gets
+//! the machine.
 #![no_std]
 
 extern crate alloc;
 
 pub mod cmdline;
+mod files;
 pub mod kernel;
 mod sequence;
 mod slots;
 
+pub use files::{BootFiles, Files};
 pub use sequence::{Console, Disk, Facts, Loader, NoSlot, boot};
 pub use slots::{ROOT_TYPE, SlotPartitions};

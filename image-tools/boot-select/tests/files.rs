@@ -29,12 +29,12 @@ fn program() -> Vec<u8> {
 #[test]
 fn a_whole_program_passes_and_every_cut_one_does_not() {
     let whole = program();
-    assert_eq!(kernel::check(&whole), Ok(()));
+    assert_eq!(kernel::check(&whole, &[kernel::MACHINE]), Ok(()));
     for len in 0..whole.len() {
-        assert!(kernel::check(&whole[..len]).is_err(), "{len}");
+        assert!(kernel::check(&whole[..len], &[kernel::MACHINE]).is_err(), "{len}");
     }
     // What follows the sections, such as a signature, does not matter.
-    assert_eq!(kernel::check(&[whole, vec![1; 99]].concat()), Ok(()));
+    assert_eq!(kernel::check(&[whole, vec![1; 99]].concat(), &[kernel::MACHINE]), Ok(()));
 }
 
 #[test]
@@ -42,7 +42,7 @@ fn what_is_no_program_for_this_machine_is_refused() {
     let refused = |at: usize, bytes: &[u8]| {
         let mut image = program();
         image[at..at + bytes.len()].copy_from_slice(bytes);
-        kernel::check(&image).unwrap_err()
+        kernel::check(&image, &[kernel::MACHINE]).unwrap_err()
     };
     assert!(refused(0, b"\x7fELF").contains("does not begin with MZ"));
     assert!(refused(PE, b"NE").contains("no PE header"));
@@ -51,7 +51,7 @@ fn what_is_no_program_for_this_machine_is_refused() {
     assert!(refused(PE + 6, &[0xff, 0xff]).contains("cut off"));
     assert!(refused(0x3c, &[0xff; 4]).contains("cut off"));
     assert!(refused(PE + 24 + 112 + 20, &[0xff; 4]).contains("cut off"));
-    assert!(kernel::check(&[]).is_err());
+    assert!(kernel::check(&[], &[kernel::MACHINE]).is_err());
 }
 
 /// A slot that was activated, or one that is confirmed.
@@ -130,12 +130,12 @@ proptest! {
         mut bytes in proptest::collection::vec(any::<u8>(), 0..600),
         place in 0_u32..700,
     ) {
-        prop_assert!(kernel::check(&bytes).is_err() || bytes.starts_with(b"MZ"));
+        prop_assert!(kernel::check(&bytes, &[kernel::MACHINE]).is_err() || bytes.starts_with(b"MZ"));
         if bytes.len() > 0x40 {
             bytes[..2].copy_from_slice(b"MZ");
             bytes[0x3c..0x40].copy_from_slice(&place.to_le_bytes());
         }
-        let _ = kernel::check(&bytes);
+        let _ = kernel::check(&bytes, &[kernel::MACHINE]);
         if let Ok(line) = cmdline::compose(&bytes, &slot(true)) {
             prop_assert!(line.ends_with(ADDED) && line.len() <= cmdline::MAX_BYTES);
         }

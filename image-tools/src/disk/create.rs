@@ -3,8 +3,8 @@
 
 use super::SCHEMA;
 use super::size::Size;
-use crate::efi::EfiProgram;
 use crate::fat::{self, FatFile, Preference, Volume};
+use crate::{boot_volume, content, efi, inputs};
 use ::disk::layout::ROOT_TYPE;
 use ::disk::{
     Access, AlignedBuf, Disk, DiskFile, Medium, MountTable as _, PartitionView, SlotLayout, SystemMounts,
@@ -45,6 +45,9 @@ pub(crate) struct CreateArgs {
     /// The loader, boot-select.efi: makes the EFI system partition a FAT volume and puts it there, where the firmware looks
     #[arg(long, value_name = "FILE")]
     boot_select: Option<PathBuf>,
+    /// Take any bytes as the boot image: for tests of the fallback, as no machine starts from it
+    #[arg(long, requires = "boot")]
+    unchecked_boot: bool,
     /// The file system to put on the state partition
     #[arg(long, value_name = "FILE")]
     state: Option<PathBuf>,
@@ -84,6 +87,14 @@ struct Part<'a> {
 }
 
 pub(super) fn run(args: &CreateArgs, json: bool) -> anyhow::Result<()> {
+    let given = [
+        ("--root", &args.root),
+        ("--boot", &args.boot),
+        ("--boot-select", &args.boot_select),
+        ("--state", &args.state),
+    ];
+    let given = given.iter().filter_map(|(option, path)| Some((*option, path.as_deref()?)));
+    inputs::refuse_as_output(&args.disk, given)?;
     let existing = std::fs::metadata(&args.disk).ok();
     let device = existing.as_ref().is_some_and(|m| m.file_type().is_block_device());
     if existing.is_some() && !args.force {
@@ -111,19 +122,28 @@ pub(super) fn run(args: &CreateArgs, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Whether the images are what a machine can start from. `sector_size` is the disk's.
+fn check_images(args: &CreateArgs, sector_size: u32) -> anyhow::Result<()> {
+    for (image, what) in [(&args.root, "root"), (&args.state, "state")] {
+        if let Some(path) = image {
+            content::expect_file_system(path, what)?;
+        }
+    }
+    match &args.boot {
+        Some(path) if !args.unchecked_boot => {
+            boot_volume::check(path, Some(sector_size), &[boot_select::kernel::X86_64])
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The EFI system partition as a file, with the loader where the firmware looks for one; none where no loader is given.
 ///
 /// Its sectors are those of the disk: not every reader takes a volume whose sectors are smaller.
 fn system_partition(args: &CreateArgs, sector_size: u32) -> anyhow::Result<Option<NamedTempFile>> {
     let Some(path) = &args.boot_select else { return Ok(None) };
     let bytes = fat::read_input(path)?;
-    let program = EfiProgram::parse(&bytes).with_context(|| format!("{} is no loader", path.display()))?;
-    ensure!(
-        program.is_x86_64(),
-        "{} is a program for {}: expected one for x86-64, as {LOADER} is",
-        path.display(),
-        program.arch()
-    );
+    efi::check_loader(&bytes).with_context(|| format!("{} is no loader", path.display()))?;
     let size = partition_len(args.esp_size).context("--esp-size is too large")?;
     let volume = Volume { size, sector_size, label: *b"ESP        ", preference: Preference::Fat32 };
     let file = NamedTempFile::new().context("cannot make a temporary file")?;
@@ -141,6 +161,7 @@ fn partition_len(size: Size) -> Option<u64> {
 fn create_file(args: &CreateArgs) -> anyhow::Result<(u64, u32)> {
     let state = args.state_size.unwrap_or(Size(256 * MIB));
     lay_out(args, state, None)?;
+    check_images(args, args.sector_size)?;
     let esp = system_partition(args, args.sector_size)?;
     let (parts, len) = lay_out(args, state, esp.as_ref().map(NamedTempFile::path))?;
     let folder = match args.disk.parent() {
@@ -180,6 +201,7 @@ fn create_on_device(args: &CreateArgs) -> anyhow::Result<(u64, u32)> {
     let (_, least) = lay_out(args, args.state_size.unwrap_or(Size(MIB)), None)?;
     ensure!(least <= len, "{} has {len} bytes: {least} are needed", path.display());
     let state = args.state_size.unwrap_or(Size((len - least) / MIB * MIB + MIB));
+    check_images(args, sector)?;
     let esp = system_partition(args, sector)?;
     let (parts, _) = lay_out(args, state, esp.as_ref().map(NamedTempFile::path))?;
     let what = || format!("cannot lay out {}", path.display());

@@ -2,9 +2,10 @@
 
 use super::size::Size;
 use super::{SCHEMA, open};
+use crate::cli::Failure;
 use ::disk::Access;
 use ::disk::slots::digest_of;
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use clap::Args;
 use protocol::digest::Sha256;
 use protocol::gpt::{Entry, Guid};
@@ -176,8 +177,11 @@ struct Verified {
 
 pub(super) fn verify(args: &VerifyArgs, json: bool) -> anyhow::Result<()> {
     let path = if args.release.is_dir() { args.release.join("manifest.json") } else { args.release.clone() };
-    let read = || anyhow::Ok(serde_json::from_slice::<Manifest>(&std::fs::read(&path)?)?);
-    let manifest = read().with_context(|| format!("cannot use the manifest {}", path.display()))?;
+    let expected = "expected a release's folder, as `release build` made it, or its manifest.json";
+    let bytes =
+        std::fs::read(&path).with_context(|| format!("cannot read {}, {expected}", path.display()))?;
+    let manifest: Manifest = serde_json::from_slice(&bytes)
+        .with_context(|| format!("{} is no manifest, {expected}", path.display()))?;
     let disk = open(&args.disk, Access::Read)?;
     let mut results = Vec::new();
     for image in &manifest.partitions {
@@ -200,19 +204,21 @@ pub(super) fn verify(args: &VerifyArgs, json: bool) -> anyhow::Result<()> {
     }
     let wrong: Vec<String> =
         results.iter().filter(|r| r.found != r.expected).map(|r| r.role.to_string()).collect();
-    if json {
-        let document = serde_json::json!({
-            "schema": SCHEMA, "slot": args.slot, "version": manifest.version, "equal": wrong.is_empty(),
-            "partitions": results,
-        });
-        println!("{document}");
-    } else {
+    let document = serde_json::json!({
+        "schema": SCHEMA, "slot": args.slot, "version": manifest.version, "equal": wrong.is_empty(),
+        "partitions": results,
+    });
+    if !json {
         for result in &results {
             println!("{}: sha256 {}, expected {}", result.role, result.found, result.expected);
         }
+    } else if wrong.is_empty() {
+        println!("{document}");
     }
     if wrong.is_empty() {
         return Ok(());
     }
-    bail!("slot {} does not hold release {}: {} differ", args.slot, manifest.version, wrong.join(" and "));
+    let wrong = wrong.join(" and ");
+    let reason = format!("slot {} does not hold release {}: {wrong} differ", args.slot, manifest.version);
+    Err(Failure::new(document, reason).into())
 }

@@ -3,6 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
+/// What is said of everything else.
+const EXPECTED: &str = "expected a whole number of bytes, or one with the unit K, M, G or T";
+
 /// A number of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Size(pub(crate) u64);
@@ -19,9 +22,9 @@ impl FromStr for Size {
             "M" | "MiB" => 20,
             "G" | "GiB" => 30,
             "T" | "TiB" => 40,
-            _ => return Err("expected a number of bytes, or one with the unit K, M, G or T".to_owned()),
+            _ => return Err(EXPECTED.to_owned()),
         };
-        let number: u64 = digits.parse().map_err(|error| format!("not a number of bytes: {error}"))?;
+        let number: u64 = digits.parse().map_err(|_| EXPECTED.to_owned())?;
         number.checked_mul(1 << unit).map(Self).ok_or_else(|| "too large".to_owned())
     }
 }

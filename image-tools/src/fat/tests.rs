@@ -1,4 +1,5 @@
 use super::*;
+use boot_select::Files as _;
 use disk::{Access, DiskFile};
 use proptest::prelude::*;
 use std::sync::Arc;
@@ -108,10 +109,10 @@ proptest! {
 
         let medium = Arc::new(DiskFile::open(image.path(), Access::Read).unwrap());
         let mut reader = Reader::open(SlotWindow::read_only(medium, 0, volume.size).unwrap()).unwrap();
-        prop_assert!(reader.read("boot.efi").unwrap().is_none());
+        prop_assert!(reader.read("\\boot.efi", u64::MAX).unwrap().is_none());
         let mut place = 0;
         for file in &files {
-            let found = reader.read(file.path).unwrap();
+            let found = reader.read(file.path, u64::MAX).unwrap();
             prop_assert!(found.as_ref() == Some(&file.bytes), "{}", file.path);
             let head = &file.bytes[..file.bytes.len().min(512)];
             let at = (place..whole.len()).step_by(512).find(|at| whole[*at..].starts_with(head)).unwrap();

@@ -5,25 +5,21 @@ use super::status;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use boot_select::Files;
 use uefi::proto::media::file::{Directory, File as _, FileAttribute, FileInfo, FileMode};
 use uefi::proto::media::fs::SimpleFileSystem;
 use uefi::{CString16, Handle, Status};
 
 /// A file system, open for reading.
-pub(super) struct Files {
+pub(super) struct Folder {
     root: Directory,
 }
 
-impl Files {
+impl Folder {
     pub(super) fn open(handle: Handle) -> Result<Self, String> {
         let mut file_system = open::<SimpleFileSystem>(handle).map_err(|error| status(&error))?;
         let root = file_system.open_volume().map_err(|error| status(&error))?;
         Ok(Self { root })
-    }
-
-    /// The whole of a file in the root folder, `None` where there is none.
-    pub(super) fn read(&mut self, name: &str, max_bytes: u64) -> Result<Option<Vec<u8>>, String> {
-        self.contents(name, max_bytes).map_err(|problem| format!("{name}: {problem}"))
     }
 
     fn contents(&mut self, name: &str, max_bytes: u64) -> Result<Option<Vec<u8>>, String> {
@@ -45,5 +41,11 @@ impl Files {
         bytes.resize(len, 0);
         let read = file.read(&mut bytes).map_err(|error| format!("cannot be read: {}", status(&error)))?;
         if read == len { Ok(Some(bytes)) } else { Err(format!("cut off: {read} of {len} bytes")) }
+    }
+}
+
+impl Files for Folder {
+    fn read(&mut self, name: &str, max_bytes: u64) -> Result<Option<Vec<u8>>, String> {
+        self.contents(name, max_bytes).map_err(|problem| format!("{name}: {problem}"))
     }
 }

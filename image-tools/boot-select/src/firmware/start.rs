@@ -1,38 +1,22 @@
 //! Step 11, boot: one slot: its files, its kernel, its start.
 
 use super::device::{OwnDisk, file_path, open};
-use super::files::Files;
+use super::files::Folder;
 use super::initrd::Initrd;
 use super::{arm_watchdog, status};
 use alloc::format;
 use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
-use boot_select::{Loader, SlotPartitions, cmdline, kernel};
+use boot_select::{BootFiles, Loader, SlotPartitions, cmdline, kernel};
 use core::convert::Infallible;
 use protocol::gpt::Entry;
 use uefi::boot::{self, LoadImageSource};
 use uefi::proto::loaded_image::LoadedImage;
 use uefi::{Handle, Status};
 
-/// The largest initrd that is read, in bytes: as long as files on FAT can be.
-const INITRD_MAX_BYTES: u64 = u32::MAX as u64;
-/// Much more than a command line may be; what is too long is said with its length.
-const CMDLINE_MAX_BYTES: u64 = 64 << 10;
-
 /// Starts slots of the disk that this program was started from.
 pub(super) struct SlotLoader {
     device: OwnDisk,
-}
-
-/// What a slot's BOOT partition holds, read whole and checked.
-struct BootFiles {
-    /// The kernel's file name.
-    name: &'static str,
-    kernel: Vec<u8>,
-    /// The kernel's device path.
-    path: Option<Vec<u8>>,
-    initrd: Option<Vec<u8>>,
-    cmdline: String,
 }
 
 impl SlotLoader {
@@ -40,25 +24,14 @@ impl SlotLoader {
         Self { device }
     }
 
-    fn read(&self, slot: &SlotPartitions, boot: &Entry) -> Result<BootFiles, String> {
+    /// The slot's files, and the device path of its kernel.
+    fn read(&self, slot: &SlotPartitions, boot: &Entry) -> Result<(BootFiles, Option<Vec<u8>>), String> {
         let handle =
             self.device.file_system(boot.unique_guid).map_err(|why| format!("{}: {why}", boot.name))?;
-        let mut files = Files::open(handle).map_err(|why| format!("{}: {why}", boot.name))?;
-        let cmdline = files.read("\\cmdline", CMDLINE_MAX_BYTES)?.unwrap_or_default();
-        let cmdline = cmdline::compose(&cmdline, slot)?;
-        let (name, kernel, initrd) = match files.read("\\vmlinuz", kernel::MAX_BYTES)? {
-            Some(kernel) => ("\\vmlinuz", kernel, files.read("\\initrd", INITRD_MAX_BYTES)?),
-            // It brings its own initrd along.
-            None => match files.read("\\boot.efi", kernel::MAX_BYTES)? {
-                Some(kernel) => ("\\boot.efi", kernel, None),
-                None => return Err("\\vmlinuz: not found".into()),
-            },
-        };
-        if initrd.as_ref().is_some_and(Vec::is_empty) {
-            return Err("\\initrd: empty".into());
-        }
-        kernel::check(&kernel).map_err(|why| format!("{name}: {why}"))?;
-        Ok(BootFiles { name, kernel, path: file_path(handle, name), initrd, cmdline })
+        let mut folder = Folder::open(handle).map_err(|why| format!("{}: {why}", boot.name))?;
+        let files = BootFiles::read(&mut folder, slot, &[kernel::MACHINE])?;
+        let path = file_path(handle, files.name);
+        Ok((files, path))
     }
 }
 
@@ -68,8 +41,8 @@ impl Loader for SlotLoader {
     fn start(&mut self, slot: &SlotPartitions) -> Result<Infallible, String> {
         arm_watchdog();
         let boot = slot.boot.as_ref().map_err(Clone::clone)?;
-        let files = self.read(slot, boot)?;
-        let image = load(&files.kernel, files.path.as_deref())
+        let (files, path) = self.read(slot, boot)?;
+        let image = load(&files.kernel, path.as_deref())
             .map_err(|why| format!("{}: the firmware does not load it: {why}", files.name))?;
         drop(files.kernel);
         let options = cmdline::load_options(&files.cmdline);

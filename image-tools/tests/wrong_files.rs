@@ -1,0 +1,244 @@
+//! Files that no machine boots, or that the command itself reads, and disks of which a slot cannot be started: each is
+//! said before anything is written.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod folder;
+
+use folder::{Folder, kernel};
+use serde_json::{Value, json};
+use std::fs::File;
+use std::io::Write as _;
+use std::os::unix::fs::FileExt as _;
+
+const BUILD: &str = "boot-image build --kernel vmlinuz --initrd initrd --cmdline panic=10";
+const CREATE: &str = "disk create disk --boot-size 8M --esp-size 4M --slot-size 1M --state-size 1M";
+const RELEASE: &str = "release build --version 1.0.0 --root root --level 1 --out release";
+
+/// A FAT volume with these files, each shorter than a cluster.
+fn volume(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut bytes = std::io::Cursor::new(vec![0; 1 << 20]);
+    fatfs::format_volume(&mut bytes, fatfs::FormatVolumeOptions::new()).unwrap();
+    let system = fatfs::FileSystem::new(&mut bytes, fatfs::FsOptions::new()).unwrap();
+    for (name, content) in files {
+        system.root_dir().create_file(name).unwrap().write_all(content).unwrap();
+    }
+    system.unmount().unwrap();
+    bytes.into_inner()
+}
+
+/// A folder with boot images, good and bad, and a root that the tools know.
+fn images() -> Folder {
+    let folder = Folder::new();
+    let mut root = vec![0; 1 << 20];
+    root[..4].copy_from_slice(b"hsqs");
+    folder.write("root", &root);
+    for sector in ["512", "4096"] {
+        folder.json(&format!("{BUILD} --sector-size {sector} --out boot-{sector}"));
+    }
+    folder.write("empty", b"");
+    folder.write("zeros", &[0; 70_000]);
+    folder.write("text", b"console=ttyS0\n");
+    folder.write("cut", &folder.read("boot-512")[..1 << 20]);
+    folder.write("no-kernel", &volume(&[("cmdline", b"quiet")]));
+    folder.write("cut-kernel", &volume(&[("vmlinuz", &kernel()[..2000])]));
+    folder.write("two-lines", &volume(&[("vmlinuz", &kernel()), ("cmdline", b"quiet\nro")]));
+    folder.write("empty-initrd", &volume(&[("vmlinuz", &kernel()), ("initrd", b"")]));
+    folder
+}
+
+#[test]
+fn a_boot_image_that_nothing_boots_goes_into_no_disk_and_no_release() {
+    let folder = images();
+    let cases = [
+        ("text", "text is no boot image: expected a FAT volume with \\vmlinuz or \\boot.efi, found text"),
+        ("empty", "found an empty file"),
+        ("zeros", "found nothing but zeros"),
+        ("vmlinuz", "found a Linux kernel; make one with `image-tools boot-image build`"),
+        ("initrd", "found a cpio archive"),
+        ("root", "found squashfs"),
+        ("cut", "is cut off: its volume has 4194304 bytes, the file 1048576"),
+        ("no-kernel", "the loader would not start from the boot image no-kernel: \\vmlinuz: not found"),
+        ("cut-kernel", "\\vmlinuz: the file is cut off"),
+        ("two-lines", "\\cmdline: more than one line"),
+        ("empty-initrd", "\\initrd: empty"),
+        ("missing", "cannot read missing"),
+    ];
+    for (image, said) in cases {
+        for command in [CREATE.to_owned(), format!("{RELEASE} --arch x86-64")] {
+            let text = folder.refused(&format!("{command} --boot {image}"));
+            assert!(text.contains(said), "{command} {image}: {text}");
+            assert!(!folder.path("disk").exists() && !folder.path("release").exists(), "{image}");
+        }
+    }
+    // For those who want it so.
+    folder.json(&format!("{CREATE} --boot text --unchecked-boot"));
+    folder.json(&format!("{RELEASE} --arch x86-64 --boot text --unchecked-boot"));
+    folder.tool(&format!("{CREATE} --unchecked-boot --force")).assert().code(2);
+}
+
+#[test]
+fn a_boot_image_fits_the_disk_and_the_architecture() {
+    let folder = images();
+    let text = folder.refused(&format!("{CREATE} --sector-size 4096 --boot boot-512"));
+    assert!(text.contains("boot-512 is made for sectors of 512 bytes: expected 4096"), "{text}");
+    for (sector, boot) in [("512", "boot-512"), ("512", "boot-4096"), ("4096", "boot-4096")] {
+        folder.json(&format!("{CREATE} --force --sector-size {sector} --boot {boot}"));
+    }
+    let text = folder.refused(&format!("{RELEASE} --arch arm64 --boot boot-512"));
+    assert!(text.contains("it is for x86-64, expected arm64"), "{text}");
+    for arch in ["amd64", "anything"] {
+        folder.json(&format!("{RELEASE} --force --arch {arch} --boot boot-512"));
+    }
+}
+
+#[test]
+fn a_root_that_is_not_known_is_taken_with_a_warning_and_an_empty_one_is_not() {
+    let folder = images();
+    for command in [CREATE.to_owned(), format!("{} --arch x86-64", RELEASE.replace("--root root ", ""))] {
+        for (root, found) in [("text", "found text"), ("vmlinuz", "found a Linux kernel"), ("root", "")] {
+            let said = folder.tool(&format!("{command} --force --root {root}")).assert().success();
+            let text = String::from_utf8_lossy(&said.get_output().stderr).into_owned();
+            let warned = text.contains("holds no file system that is known here");
+            assert!(warned != found.is_empty() && text.contains(found), "{root}: {text}");
+        }
+        let text = folder.refused(&format!("{command} --force --root empty"));
+        assert!(text.contains("empty is empty"), "{text}");
+    }
+    let said = folder.tool(&format!("{CREATE} --force --state text")).assert().success();
+    assert!(String::from_utf8_lossy(&said.get_output().stderr).contains("found text"));
+}
+
+#[test]
+fn force_does_not_reach_what_goes_in() {
+    let folder = images();
+    folder.json(&format!("{RELEASE} --arch x86-64"));
+    let release = std::fs::read_dir(folder.path("release")).unwrap();
+    let mut names = release.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let payload = format!("release/{}", names.find(|name| name.ends_with(".payload")).unwrap());
+    std::os::unix::fs::symlink("vmlinuz", folder.path("soft")).unwrap();
+    std::fs::hard_link(folder.path("vmlinuz"), folder.path("hard")).unwrap();
+    folder.write("line", b"panic=10");
+    let release = RELEASE.replace("--root root ", "--arch x86-64 --force ");
+    for (command, input) in [
+        ("boot-image build --force --kernel vmlinuz --out vmlinuz", "vmlinuz"),
+        ("boot-image build --force --kernel vmlinuz --out ./soft", "vmlinuz"),
+        ("boot-image build --force --kernel soft --out hard", "vmlinuz"),
+        ("boot-image build --force --kernel vmlinuz --initrd initrd --out initrd", "initrd"),
+        ("boot-image build --force --efi boot.efi --out boot.efi", "boot.efi"),
+        ("boot-image build --force --kernel vmlinuz --cmdline-file line --out line", "line"),
+        ("disk create root --force --root root", "root"),
+        ("disk create boot-512 --force --boot boot-512", "boot-512"),
+        ("disk create loader.efi --force --boot-select loader.efi", "loader.efi"),
+        ("disk create root --force --state root", "root"),
+        (&format!("{release} --root release/manifest.json"), "release/manifest.json"),
+        (&format!("{release} --root {payload}"), &payload),
+        (&format!("payload apply --release release --out-root {payload}"), &payload),
+        ("payload apply --release release --out-root release/manifest.json", "release/manifest.json"),
+    ] {
+        let before = folder.read(input);
+        let text = folder.refused(command);
+        assert!(text.contains(" as well, which writing it would destroy"), "{command}: {text}");
+        assert!(folder.read(input) == before, "{command}");
+    }
+    assert!(folder.path("soft").is_symlink());
+}
+
+/// Writes at the start of a partition.
+fn overwrite(folder: &Folder, name: &str, bytes: &[u8]) {
+    let shown = folder.json("disk show disk");
+    let part = shown["partitions"].as_array().unwrap().iter().find(|part| part["name"] == name).unwrap();
+    let disk = File::options().write(true).open(folder.path("disk")).unwrap();
+    disk.write_all_at(bytes, part["offset"].as_u64().unwrap()).unwrap();
+}
+
+#[test]
+fn a_slot_that_cannot_be_started_is_left_out_and_the_next_one_tried() {
+    let folder = images();
+    folder.json(&format!("{CREATE} --boot boot-512"));
+    overwrite(&folder, "BOOT-B", b"garbage");
+    folder.json("disk set disk --slot B --priority 2 --tries 3");
+    let said = folder.tool("disk boot disk").assert().success();
+    let text = String::from_utf8_lossy(&said.get_output().stdout).into_owned();
+    assert!(text.starts_with("left out: B: BOOT-B: it holds no FAT volume"), "{text}");
+    assert!(text.contains("slot A: priority 1") && text.contains("starts BOOT-A: \\vmlinuz"), "{text}");
+    // Its try is spent all the same, as the loader spends it.
+    let booted = folder.json("disk boot disk");
+    assert_eq!((&booted["slot"], &booted["left_out"][0]["slot"]), (&json!("A"), &json!("B")));
+    assert!(booted["left_out"][0]["reason"].as_str().unwrap().starts_with("BOOT-B: it holds no FAT"));
+    assert_eq!(booted["messages"][0], "chosen: B tries_left=1");
+    assert_eq!(folder.json("disk show disk")["slots"][1]["tries_left"], 1);
+    // Without any try left it is not even looked at.
+    folder.json("disk boot disk");
+    assert_eq!(folder.json("disk boot disk")["left_out"], json!([]));
+
+    overwrite(&folder, "BOOT-A", &[0x55; 512]);
+    let said = folder.tool("disk boot disk --json").assert().failure().code(1);
+    let document: Value = serde_json::from_slice(&said.get_output().stdout).unwrap();
+    assert_eq!((&document["slot"], &document["left_out"][0]["slot"]), (&Value::Null, &json!("A")));
+    let error = document["error"].as_str().unwrap();
+    assert!(error.contains("no slot can be booted: A: BOOT-A: it holds no FAT volume"), "{error}");
+    assert!(error.contains("B: priority=2 tries_left=0"), "{error}");
+    let stderr = String::from_utf8_lossy(&said.get_output().stderr).into_owned();
+    assert_eq!(stderr, format!("image-tools: {error}\n"));
+    // A BOOT partition without anything is left out as well, as long as the other one holds something.
+    overwrite(&folder, "BOOT-A", &vec![0; 8 << 20]);
+    let text = folder.refused("disk boot disk");
+    assert!(text.contains("A: BOOT-A: it holds no FAT"), "{text}");
+    overwrite(&folder, "BOOT-B", &vec![0; 8 << 20]);
+    let booted = folder.json("disk boot disk");
+    assert_eq!((&booted["slot"], &booted["start"]), (&json!("A"), &Value::Null));
+}
+
+#[test]
+fn a_command_that_fails_says_so_as_a_document_too() {
+    let folder = images();
+    folder.json(&format!("{CREATE} --root root"));
+    for (arguments, code, said) in [
+        (
+            "disk show text",
+            1,
+            "text is no disk with a GPT: expected one as `image-tools disk create` makes it, found text",
+        ),
+        ("disk show zeros", 1, "zeros is no disk with a GPT"),
+        ("disk boot text", 1, "text is no disk with a GPT"),
+        ("disk show missing", 1, "cannot open the disk missing: No such file or directory (os error 2)"),
+        ("disk show .", 1, ". is neither a block device nor a regular file"),
+        (
+            "disk verify disk --slot A --release missing",
+            1,
+            "cannot read missing, expected a release's folder",
+        ),
+        ("disk verify disk --slot A --release text", 1, "text is no manifest, expected a release's folder"),
+        ("disk create new --slot-size 0", 1, "--slot-size is 0: a partition has at least 1M"),
+        ("disk create new --slot-size 1.5G", 2, "expected a whole number of bytes"),
+        ("boot-image build --kernel text --out new", 1, "text cannot be booted"),
+        ("release inspect missing", 1, "cannot read missing/manifest.json"),
+        ("keys init --dir new --online missing", 1, "missing"),
+        ("disk show", 2, "required arguments were not provided: <DISK>"),
+        ("nonsense", 2, "unrecognized subcommand 'nonsense'"),
+    ] {
+        let output = folder.tool(arguments).arg("--json").assert().code(code).get_output().clone();
+        let stdout = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(stdout.lines().count(), 1, "{arguments}: {stdout}");
+        let document: Value = serde_json::from_str(&stdout).unwrap();
+        assert_eq!(document["schema"], 1);
+        let error = document["error"].as_str().unwrap();
+        assert!(error.contains(said), "{arguments}: {error}");
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        if code == 1 {
+            assert_eq!(stderr, format!("image-tools: {error}\n"));
+        } else {
+            assert!(stderr.starts_with("error: "), "{stderr}");
+        }
+        // Without it nothing is on stdout.
+        assert!(folder.tool(arguments).assert().code(code).get_output().stdout.is_empty());
+    }
+    // What was found out is not lost.
+    folder.json(&format!("{RELEASE} --arch x86-64"));
+    folder.json("disk verify disk --slot A --release release");
+    let said = folder.tool("disk verify disk --slot B --release release --json").assert().code(1);
+    let document: Value = serde_json::from_slice(&said.get_output().stdout).unwrap();
+    assert_eq!((&document["equal"], &document["partitions"][0]["role"]), (&json!(false), &json!("root")));
+    assert!(document["error"].as_str().unwrap().contains("does not hold release 1.0.0: root differ"));
+}
