@@ -90,6 +90,7 @@ fn the_object_has_the_properties_and_methods_of_the_contract() {
         ("BootedSlot", "s"),
         ("BootedVersion", "s"),
         ("StagedVersion", "s"),
+        ("StateDirectory", "s"),
     ] {
         let property = format!("<property name=\"{name}\" type=\"{signature}\" access=\"read\"");
         assert!(description.contains(&property), "no {property} in {description}");
@@ -348,6 +349,73 @@ fn without_a_bus_the_engine_goes_on_and_updatectl_uses_the_folder() {
     updatectl(&node, &bus, &["check"]).expect_code(1).unwrap();
     updatectl(&node, &bus, &["update", "--disk", disk]).ok().unwrap();
     assert_eq!(next_boot(&node), Some(Slot::B));
+}
+
+/// Runs `updatectl`, which has nothing to say beside its data.
+fn without_a_word(node: &Node<'_>, bus: &Bus, arguments: &[&str]) -> Run {
+    let said = updatectl(node, bus, arguments).ok().unwrap();
+    assert!(said.stderr.is_empty(), "{said}");
+    said
+}
+
+#[test]
+fn an_engine_is_asked_for_its_folder() {
+    let (small, bus) = (Small::new().unwrap(), Bus::start().unwrap());
+    // Its configuration does not say where the state is: the engine's own command line does.
+    let config = "\n[policy]\nfirst_check_s = 604800\npoll_interval_s = 604800\n";
+    let setup = Setup { config, ..small.setup() };
+    let node = Node::new(&small.world, "node", small.world.address(), &setup).unwrap();
+    let engine = serve(&node, &bus);
+    updatectl(&node, &bus, &["update"]).ok().unwrap();
+    let history = without_a_word(&node, &bus, &["history", "--json"]).json().unwrap();
+    assert!(!history["events"].as_array().unwrap().is_empty(), "{history}");
+    assert!(without_a_word(&node, &bus, &["explain"]).stdout.contains("Version 1.1.0 is activated"));
+    without_a_word(&node, &bus, &["quarantine", "list"]);
+    // The engine knows it even where the configuration cannot be read.
+    std::fs::write(node.config(), "[state]\ndir = 7\n").unwrap();
+    without_a_word(&node, &bus, &["history"]);
+    without_a_word(&node, &bus, &["explain"]);
+    without_a_word(&node, &bus, &["status"]);
+    end(&engine);
+    engine.wait().unwrap().ok().unwrap();
+}
+
+#[test]
+fn a_folder_that_serves_in_place_of_the_bus_is_told() {
+    let (small, mut bus) = (Small::new().unwrap(), Bus::start().unwrap());
+    let node = quiet_node(&small, "node", "");
+    let engine = serve(&node, &bus);
+    end(&engine);
+    engine.wait().unwrap().ok().unwrap();
+    let verbs = [&["status"][..], &["explain"], &["history"], &["quarantine", "list"]];
+    // No engine, then no bus: as it should be.
+    for verb in verbs {
+        without_a_word(&node, &bus, verb);
+    }
+    bus.stop();
+    for verb in verbs {
+        without_a_word(&node, &bus, verb);
+    }
+    bus.go_on().unwrap();
+    // Something has the engine's name, and does not answer as this version does.
+    let runtime = runtime();
+    let _other = runtime.block_on(async {
+        let connection = bus.connect().await.unwrap();
+        connection.request_name(NAME).await.unwrap();
+        connection
+    });
+    for verb in verbs {
+        let said = updatectl(&node, &bus, verb).ok().unwrap();
+        assert!(said.stderr.contains("going by the state folder"), "{said}");
+    }
+    for verb in [&["history"][..], &["quarantine", "list"]] {
+        assert_eq!(updatectl(&node, &bus, verb).stderr.lines().count(), 1);
+    }
+    // A bus that cannot be used.
+    let mut command = node.updatectl_on(&bus, &["history"]);
+    let said = run(command.env("DBUS_SYSTEM_BUS_ADDRESS", "nonsense")).unwrap().ok().unwrap();
+    assert!(said.stderr.starts_with("updatectl: the system bus cannot be used: "), "{said}");
+    assert_eq!(said.stderr.lines().count(), 1, "{said}");
 }
 
 #[test]

@@ -147,10 +147,42 @@ impl Merged {
         self.values.get(key)
     }
 
-    /// Gives a key a value where no file does, as a default would.
-    pub fn set_missing(&mut self, key: &str, value: &str) {
-        let value = toml::Value::String(value.to_owned());
-        self.values.entry(key.to_owned()).or_insert(Sourced { value, origin: Origin::Default });
+    /// Puts a stand-in, which no engine could work with, for every required setting that no file sets, so that the
+    /// rest can be validated and used. Returns the settings that are missing.
+    pub fn stand_in(&mut self) -> Vec<&'static str> {
+        let mut missing = Vec::new();
+        for (key, value) in keys::STAND_INS {
+            let value = toml::Value::String(value.to_owned());
+            self.values.entry(key.to_owned()).or_insert_with(|| {
+                missing.push(key);
+                Sourced { value, origin: Origin::Default }
+            });
+        }
+        missing
+    }
+
+    /// What keeps an engine from using it, each setting by itself.
+    #[must_use]
+    pub fn problems(&self) -> Problems {
+        let mut rest = self.clone();
+        let mut problems = Problems { missing: rest.stand_in(), invalid: Vec::new() };
+        let mut seen = BTreeSet::new();
+        while let Err(error) = Settings::from_merged(&rest) {
+            let key = match &error {
+                ConfigError::Value { key, .. } => key.clone(),
+                _ => String::new(),
+            };
+            // A setting that lacks one which was just left out is not a problem of its own.
+            if !seen.insert(key.clone()) {
+                break;
+            }
+            problems.invalid.push(error);
+            if rest.values.remove(&key).is_none() {
+                break;
+            }
+            rest.stand_in();
+        }
+        problems
     }
 
     /// The files that were read, weakest first, for a message.
@@ -182,6 +214,15 @@ impl Merged {
             })
             .collect()
     }
+}
+
+/// What is wrong with a configuration whose files could be read.
+#[derive(Debug)]
+pub struct Problems {
+    /// Required settings that no file sets.
+    pub missing: Vec<&'static str>,
+    /// Values that their settings do not take.
+    pub invalid: Vec<ConfigError>,
 }
 
 /// One setting as it stands.

@@ -7,9 +7,10 @@
 //! itself, and without proof that there is a slot to fall back to it never exits 1.
 
 use crate::boot;
-use crate::config::{Merged, Settings};
+use crate::cli::node::{BootedSlot, NodeOptions};
+use crate::config::Merged;
+use crate::config::settings::{self, Settings};
 use crate::error::chain;
-use crate::local;
 use crate::slots::{Slots, SlotsError};
 use crate::state::StateFolder;
 use crate::system::disk::{self as discovery, DiscoveryError, Root};
@@ -44,21 +45,12 @@ pub struct ConfirmArgs {
     /// not given.
     #[arg(long, value_name = "SECONDS")]
     pub after: Option<u64>,
-    /// The only configuration file to read, instead of the config.d folders.
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
-    /// The disk with the slots; the configured one, or the one of the running slot, if not given.
-    #[arg(long, value_name = "DISK")]
-    pub disk: Option<PathBuf>,
-    /// The state folder; overrides the configuration.
-    #[arg(long, value_name = "DIR")]
-    pub state_dir: Option<PathBuf>,
-    /// The slot that runs; told by the kernel command line if not given.
-    #[arg(long, value_name = "SLOT")]
-    pub booted: Option<Slot>,
-    /// Print what came of it as one JSON document.
-    #[arg(long)]
-    pub json: bool,
+    /// Which node.
+    #[command(flatten)]
+    pub node: NodeOptions,
+    /// The slot.
+    #[command(flatten)]
+    pub slot: BootedSlot,
 }
 
 /// What is known at one moment.
@@ -163,7 +155,7 @@ struct Places {
 
 impl Places {
     fn new(args: &ConfirmArgs) -> Self {
-        let merged = local::merged(args.config.as_deref());
+        let merged = args.node.merged();
         let settings = merged
             .as_ref()
             .map_err(|error| chain(error))
@@ -175,14 +167,14 @@ impl Places {
         }
         let settings = settings.ok();
         let limits = Limits::new(args.after, settings.as_ref(), merged.as_ref().ok());
-        let configured = settings.as_ref().map(|settings| settings.state_dir.clone());
+        // Each counts by itself, whatever is wrong with the rest.
+        let disk = merged.as_ref().ok().and_then(|merged| settings::Disk::from_merged(merged).ok());
+        let configured = merged.as_ref().ok().and_then(|merged| settings::state_dir(merged).ok());
+        let (device, layout) = disk.map(|disk| (disk.device, disk.layout)).unwrap_or_default();
         Self {
-            disk: args
-                .disk
-                .clone()
-                .or_else(|| settings.as_ref().and_then(|settings| settings.disk.device.clone())),
-            layout: settings.map(|settings| settings.disk.layout).unwrap_or_default(),
-            state_dir: args.state_dir.clone().or(configured).unwrap_or_else(|| STATE_DIR.into()),
+            disk: args.node.disk.clone().or(device),
+            layout,
+            state_dir: args.node.state_dir.clone().or(configured).unwrap_or_else(|| STATE_DIR.into()),
             limits,
         }
     }
@@ -244,7 +236,7 @@ fn uptime() -> Duration {
 /// Waits for the running slot to be confirmed. [`Exit::Failed`] says that the machine is to be rebooted, and nothing
 /// else ends so.
 #[must_use]
-pub fn run(args: &ConfirmArgs) -> Exit {
+pub fn run(args: &ConfirmArgs, json: bool) -> Exit {
     // From here on a clock that stands while the machine sleeps, as the engine's does.
     let (before, started) = (uptime(), Instant::now());
     let (mut places, mut found, mut told) = (Places::new(args), None, String::new());
@@ -253,7 +245,7 @@ pub fn run(args: &ConfirmArgs) -> Exit {
         let elapsed = before + started.elapsed();
         let engine_runs = StateFolder::view(&places.state_dir).has_engine();
         watch.look(elapsed, engine_runs);
-        let looked = look(&places, args.booted, &mut found);
+        let looked = look(&places, args.slot.booted, &mut found);
         let facts = Facts {
             slots: looked.as_ref().ok().map(|(_, running, other)| (*running, *other)),
             elapsed,
@@ -276,7 +268,7 @@ pub fn run(args: &ConfirmArgs) -> Exit {
             }
         }
         if decision != Decision::Wait {
-            return end(args, decision, looked.ok().map(|(slot, ..)| slot), &problem);
+            return end(json, decision, looked.ok().map(|(slot, ..)| slot), &problem);
         }
         if told != problem && !problem.is_empty() {
             tracing::warn!("the slots cannot be read yet: {problem}");
@@ -287,7 +279,7 @@ pub fn run(args: &ConfirmArgs) -> Exit {
 }
 
 /// Says what came of it.
-fn end(args: &ConfirmArgs, decision: Decision, slot: Option<Slot>, problem: &str) -> Exit {
+fn end(json: bool, decision: Decision, slot: Option<Slot>, problem: &str) -> Exit {
     let name = slot.map_or_else(|| "the running slot".to_owned(), |slot| format!("slot {slot}"));
     let (exit, text) = match decision {
         Decision::Confirmed => (Exit::Done, format!("{name} is confirmed")),
@@ -301,7 +293,7 @@ fn end(args: &ConfirmArgs, decision: Decision, slot: Option<Slot>, problem: &str
             (Exit::Done, format!("nothing is done, as the slots cannot be told: {problem}"))
         }
     };
-    if args.json {
+    if json {
         let confirmed = decision == Decision::Confirmed;
         println!("{}", json!({ "schema": 1, "slot": slot, "confirmed": confirmed, "reason": text }));
     } else if exit == Exit::Done {
@@ -426,11 +418,8 @@ mod tests {
         std::fs::write(&path, text).unwrap();
         let args = ConfirmArgs {
             after: None,
-            config: Some(path),
-            disk: None,
-            state_dir: None,
-            booted: None,
-            json: false,
+            node: NodeOptions { config: Some(path), ..NodeOptions::default() },
+            slot: BootedSlot::default(),
         };
         (dir, args)
     }
@@ -450,11 +439,19 @@ mod tests {
     }
 
     #[test]
+    fn so_do_its_disk_and_state_folder() {
+        let (dir, args) = written("[disk]\ndevice = \"d\"\n[state]\ndir = \"s\"\n[policy]\ntries = 99\n");
+        let places = Places::new(&args);
+        assert_eq!(places.disk.as_deref(), Some(&*dir.path().join("d")));
+        assert_eq!(places.state_dir, dir.path().join("s"));
+    }
+
+    #[test]
     fn a_configuration_that_was_mended_meanwhile_is_another_one() {
         let (_dir, args) = written("[health]\ndeadline_s = 100\n");
         let before = Places::new(&args);
         assert_eq!(Places::new(&args), before, "read twice");
-        std::fs::write(args.config.as_ref().unwrap(), "[health]\ndeadline_s = 900\n").unwrap();
+        std::fs::write(args.node.config.as_ref().unwrap(), "[health]\ndeadline_s = 900\n").unwrap();
         assert_ne!(Places::new(&args), before);
     }
 }

@@ -12,49 +12,19 @@ mod show;
 mod watch;
 
 use crate::bus::client::Request;
-use crate::config::{ConfigError, FOLDERS, Merged, Settings};
+use crate::cli::node::{BootedOptions, NodeOptions};
+use crate::config::ConfigError;
 use crate::node::StartError;
 use crate::slots::SlotsError;
 use crate::state::StateError;
 use crate::status::StatusError;
-use clap::{Args, Subcommand};
+use clap::Subcommand;
 use protocol::digest::Sha256;
-use protocol::id::BootId;
-use protocol::slot::Slot;
 use protocol::status::Exit;
-use protocol::version::Version;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// The schema number of the documents that these commands print, the status aside.
 const SCHEMA: u32 = 1;
-
-/// Where the node is.
-#[derive(Clone, Debug, Args)]
-pub struct NodeOptions {
-    /// The state folder; state.dir of the configuration if not given, else /var/lib/update-engine.
-    #[arg(long, global = true, value_name = "DIR")]
-    pub state_dir: Option<PathBuf>,
-    /// The only configuration file to read, instead of the config.d folders.
-    #[arg(long, global = true, value_name = "FILE")]
-    pub config: Option<PathBuf>,
-    /// A disk with slots: a device or a regular file. Nothing is rebooted then.
-    #[arg(long, global = true, value_name = "DISK")]
-    pub disk: Option<PathBuf>,
-}
-
-/// What is said about the running system in its place.
-#[derive(Clone, Debug, Args)]
-pub struct BootedOptions {
-    /// The slot that runs.
-    #[arg(long, value_name = "SLOT")]
-    pub booted: Option<Slot>,
-    /// The version that runs.
-    #[arg(long, value_name = "VERSION")]
-    pub version: Option<Version>,
-    /// The boot that this is.
-    #[arg(long, value_name = "ID")]
-    pub boot_id: Option<BootId>,
-}
 
 /// The commands of `updatectl` on a node.
 #[derive(Debug, Subcommand)]
@@ -233,49 +203,9 @@ impl LocalError {
     }
 }
 
-impl BootedOptions {
-    /// Nothing is said in the running system's place.
-    const fn is_empty(&self) -> bool {
-        self.booted.is_none() && self.version.is_none() && self.boot_id.is_none()
-    }
-}
-
-/// Reads the configuration that the options name.
-///
-/// # Errors
-/// [`ConfigError`]
-pub fn merged(config: Option<&Path>) -> Result<Merged, ConfigError> {
-    match config {
-        Some(path) => Merged::from_file(path),
-        None => Merged::from_folders(&FOLDERS),
-    }
-}
-
-impl NodeOptions {
-    /// The validated configuration.
-    ///
-    /// # Errors
-    /// [`ConfigError`]
-    pub fn settings(&self) -> Result<Settings, ConfigError> {
-        Settings::from_merged(&merged(self.config.as_deref())?)
-    }
-
-    /// Whether the engine on the bus is the one that is meant: it works on the configured state folder and disk.
-    const fn by_bus(&self) -> bool {
-        self.state_dir.is_none() && self.disk.is_none()
-    }
-
-    /// The state folder, which can be had without a configuration.
-    fn folder(&self) -> Result<PathBuf, ConfigError> {
-        if let Some(dir) = &self.state_dir {
-            return Ok(dir.clone());
-        }
-        let merged = merged(self.config.as_deref())?;
-        match merged.get("state.dir") {
-            Some(_) => Settings::from_merged(&merged).map(|settings| settings.state_dir),
-            None => Ok(PathBuf::from("/var/lib/update-engine")),
-        }
-    }
+/// Says on stderr what a person should know beside the data.
+fn warn(text: &str) {
+    eprintln!("updatectl: {}", protocol::status::one_line(text));
 }
 
 /// Runs a command; data goes to stdout, as one JSON document where `json` says so.
@@ -297,9 +227,14 @@ pub fn run(command: NodeCommand, options: &NodeOptions, json: bool) -> Result<Ex
             }
             act::ask(Command::Update { force_retry }, act::After::Finish, options, booted, json)
         }
-        NodeCommand::Slots => show::slots(options, json),
-        NodeCommand::History { limit, evidence } => show::history(&options.folder()?, limit, evidence, json),
-        NodeCommand::Quarantine(QuarantineCommand::List) => show::quarantine(&options.folder()?, json),
+        NodeCommand::Slots => wait_for(show::slots(options, json)),
+        NodeCommand::History { limit, evidence } => {
+            let dir = wait_for(follow::folder(options))?;
+            show::history(&dir, limit, evidence, json)
+        }
+        NodeCommand::Quarantine(QuarantineCommand::List) => {
+            show::quarantine(&wait_for(follow::folder(options))?, json)
+        }
         NodeCommand::Quarantine(QuarantineCommand::Clear { release, booted }) => {
             let which = release.map_or(Clear::All, Clear::Release);
             node.change(Request::QuarantineClear(release), Command::QuarantineClear(which), booted)

@@ -63,6 +63,7 @@ pub struct Engine {
     driver: Driver,
     facts: Facts,
     seed: u64,
+    state_dir: PathBuf,
     /// The record as it was found, for what is known of the boots before this one.
     found: Record,
 }
@@ -111,7 +112,7 @@ impl Engine {
             pause: options.pause,
             state: State::new(settings.policy, record.clone()),
         };
-        Ok(Self { driver: Driver::new(parts), facts, seed, found: record })
+        Ok(Self { driver: Driver::new(parts), facts, seed, state_dir, found: record })
     }
 
     /// What the engine shows, from when it runs.
@@ -120,9 +121,15 @@ impl Engine {
         self.driver.watch()
     }
 
+    /// The state folder, as it was named.
+    #[must_use]
+    pub fn state_dir(&self) -> &Path {
+        &self.state_dir
+    }
+
     /// Runs, and returns the exit code and the last status.
     pub async fn run(self, mode: Mode, signals: mpsc::Receiver<Signal>) -> (Exit, Status) {
-        let Self { driver, facts, seed, found } = self;
+        let Self { driver, facts, seed, found, .. } = self;
         // Only the boots of this machine have left traces on it.
         let places = if facts.reboot_allowed { Places::default() } else { Places::none() };
         let previous = Box::pin(evidence::previous(&found, facts.slot, &facts.attributes, &places)).await;

@@ -20,12 +20,8 @@ pub struct Document {
 /// The command lines of all delivered programs.
 #[must_use]
 pub fn programs() -> Vec<Command> {
-    let mut programs = vec![
-        update_engine::cli::engine::command(),
-        update_engine::cli::ctl::command(),
-        update_server::cli::command(),
-        image_tools::cli::command(),
-    ];
+    let mut programs = Vec::from(update_engine::cli::commands());
+    programs.extend([update_server::cli::command(), image_tools::cli::command()]);
     for program in &mut programs {
         let name = program.get_name().to_owned();
         *program = std::mem::take(program).disable_help_subcommand(true).bin_name(name);

@@ -1,43 +1,32 @@
 //! `update-engine`: the node's engine, once or for ever (DESIGN section 7).
 
-use clap::Parser;
 use machine::{Command, Mode};
 use protocol::status::{Exit, Status};
 use std::error::Error;
+use std::io::Write as _;
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
-use update_engine::boot::Given;
 use update_engine::cli::engine::{Cli, Run, Verb};
-use update_engine::config::Settings;
+use update_engine::cli::{self, Failure};
 use update_engine::driver::Signal;
-use update_engine::error::chain;
 use update_engine::node::{Engine, Options};
 use update_engine::pause::Pause;
-use update_engine::{bus, confirm, local, logging, manners};
+use update_engine::{bus, confirm, manners};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    logging::start(cli.log.as_deref(), "info");
-    let run = match cli.command {
-        Verb::Run(run) => run,
-        Verb::Confirm(args) => return confirm::run(&args).into(),
-    };
-    match serve(run) {
-        Ok(exit) => exit.into(),
-        Err(error) => {
-            eprintln!("update-engine: {}", chain(&*error));
-            Exit::Failed.into()
-        }
-    }
+    cli::main(|Cli { output, command }| match command {
+        Verb::Run(run) => serve(run, output.json).map_err(|error| Failure::new(&*error, Exit::Failed)),
+        Verb::Confirm(args) => Ok(confirm::run(&args, output.json)),
+    })
 }
 
-fn serve(run: Run) -> Result<Exit, Box<dyn Error>> {
-    let settings = Settings::from_merged(&local::merged(run.config.as_deref())?)?;
+fn serve(run: Run, json: bool) -> Result<Exit, Box<dyn Error>> {
+    let settings = run.node.settings()?;
     let options = Options {
-        disk: run.disk,
-        state_dir: run.state_dir,
-        booted: Given { slot: run.booted, version: run.version, boot_id: run.boot_id },
+        disk: run.node.disk,
+        state_dir: run.node.state_dir,
+        booted: run.booted.into(),
         pause: Pause::new(run.pause_at),
     };
     manners::behave();
@@ -48,7 +37,7 @@ fn serve(run: Run) -> Result<Exit, Box<dyn Error>> {
         let (signals, inbox) = mpsc::channel(4);
         let mode = if run.once { Mode::Once } else { Mode::Daemon };
         if mode == Mode::Daemon && (options.disk.is_none() || run.bus) {
-            tokio::spawn(bus::serve(signals.clone(), engine.watch()));
+            tokio::spawn(bus::serve(signals.clone(), engine.watch(), engine.state_dir().to_owned()));
         }
         tokio::spawn(listen(signals));
         let ended = engine.run(mode, inbox).await;
@@ -56,7 +45,7 @@ fn serve(run: Run) -> Result<Exit, Box<dyn Error>> {
     })?;
     // Looking up a server's name may still block a thread: nobody waits for it.
     runtime.shutdown_background();
-    report(exit, &status, run.json)?;
+    report(exit, &status, json)?;
     Ok(exit)
 }
 
@@ -64,9 +53,9 @@ fn serve(run: Run) -> Result<Exit, Box<dyn Error>> {
 fn report(exit: Exit, status: &Status, json: bool) -> Result<(), Box<dyn Error>> {
     let bad = matches!(exit, Exit::Failed | Exit::Refused);
     if json {
-        println!("{}", serde_json::to_string(status)?);
+        writeln!(std::io::stdout(), "{}", serde_json::to_string(status)?)?;
     } else if !bad {
-        println!("{}: {}", status.state, status.reason);
+        writeln!(std::io::stdout(), "{}: {}", status.state, status.reason)?;
     }
     if bad {
         eprintln!("update-engine: {}", status.error.as_ref().unwrap_or(&status.reason));

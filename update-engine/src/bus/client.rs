@@ -4,6 +4,7 @@ use super::{INTERFACE, NAME, PATH, RequestError};
 use futures::StreamExt as _;
 use protocol::status::Status;
 use serde::Deserialize;
+use std::path::PathBuf;
 use std::time::Duration;
 use zbus::fdo::{DBusProxy, NameOwnerChangedStream, PropertiesChangedStream, PropertiesProxy};
 use zbus::proxy::{CacheProperties, MethodFlags};
@@ -21,6 +22,62 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(200);
 pub struct Remote {
     connection: Connection,
     proxy: Proxy<'static>,
+}
+
+/// Why an engine is not asked over the bus.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// The bus is there, and does not let this program in.
+    #[error("the system bus cannot be used")]
+    Connect(#[source] zbus::Error),
+    /// The bus does not answer.
+    #[error("the system bus does not answer within {} s", CONNECT_TIMEOUT.as_secs())]
+    TimedOut,
+    /// The engine does not answer.
+    #[error("the engine on the bus does not answer within {} s", READ_TIMEOUT.as_secs())]
+    Silent,
+    /// The engine, or the bus, went.
+    #[error("the engine is gone from the bus")]
+    Gone,
+    /// The engine answers with an error.
+    #[error("the engine on the bus does not tell its {name}; is it of this version?")]
+    Property {
+        /// What was asked for.
+        name: &'static str,
+        /// Why.
+        #[source]
+        source: zbus::Error,
+    },
+    /// The engine answers with something else.
+    #[error("the status that the engine on the bus tells cannot be read; is it of this version?")]
+    Status(#[source] serde_json::Error),
+    /// The name of the state folder is not text.
+    #[error("the engine on the bus cannot tell its state folder: its name is not UTF-8")]
+    Nameless,
+}
+
+/// There is nothing to connect to.
+fn no_bus(error: &zbus::Error) -> bool {
+    use std::io::ErrorKind;
+    match error {
+        zbus::Error::Connection(error, _) | zbus::Error::InputOutput(error) => {
+            matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused)
+        }
+        _ => false,
+    }
+}
+
+/// Nobody has the name any more.
+fn gone(error: &zbus::Error) -> bool {
+    let name = match error {
+        zbus::Error::MethodError(name, ..) => name.as_str(),
+        zbus::Error::FDO(error) => match &**error {
+            zbus::fdo::Error::ServiceUnknown(_) | zbus::fdo::Error::NameHasNoOwner(_) => return true,
+            _ => return false,
+        },
+        _ => return false,
+    };
+    matches!(name, "org.freedesktop.DBus.Error.ServiceUnknown" | "org.freedesktop.DBus.Error.NameHasNoOwner")
 }
 
 /// What can be asked of it.
@@ -58,17 +115,18 @@ pub struct Seen {
 impl Remote {
     /// The engine on the system bus, or on the one that `DBUS_SYSTEM_BUS_ADDRESS` names; `None` where there is no bus
     /// or no engine on it.
-    pub async fn find() -> Option<Self> {
+    ///
+    /// # Errors
+    /// [`AskError`] where there is a bus, and it cannot be told whether an engine is on it.
+    pub async fn find() -> Result<Option<Self>, AskError> {
         match tokio::time::timeout(CONNECT_TIMEOUT, Self::connect()).await {
-            Ok(Ok(found)) => found,
-            Ok(Err(error)) => {
-                tracing::debug!("the engine is not reached over the bus: {error}");
-                None
+            Ok(Ok(found)) => Ok(found),
+            Ok(Err(error)) if no_bus(&error) => {
+                tracing::debug!("there is no bus: {error}");
+                Ok(None)
             }
-            Err(_) => {
-                tracing::debug!("the bus does not answer within {} s", CONNECT_TIMEOUT.as_secs());
-                None
-            }
+            Ok(Err(error)) => Err(AskError::Connect(error)),
+            Err(_) => Err(AskError::TimedOut),
         }
     }
 
@@ -90,17 +148,32 @@ impl Remote {
     /// What the engine is doing.
     ///
     /// # Errors
-    /// Where it does not answer, or with something else than a status of this version.
-    pub async fn seen(&self) -> zbus::Result<Seen> {
+    /// [`AskError`], also where it answers with something else than a status of this version.
+    pub async fn seen(&self) -> Result<Seen, AskError> {
+        serde_json::from_str(&self.property("Status").await?).map_err(AskError::Status)
+    }
+
+    /// The state folder that it works on.
+    ///
+    /// # Errors
+    /// [`AskError`], also for an engine of a version that does not say.
+    pub async fn state_dir(&self) -> Result<PathBuf, AskError> {
+        let text = self.property("StateDirectory").await?;
+        if text.is_empty() { Err(AskError::Nameless) } else { Ok(text.into()) }
+    }
+
+    async fn property(&self, name: &'static str) -> Result<String, AskError> {
         // Not the connection's time-out, which leaves a person time for a password.
-        let text: String = tokio::select! {
-            text = tokio::time::timeout(READ_TIMEOUT, self.proxy.get_property("Status")) => {
-                text.map_err(|_| zbus::Error::Failure("the engine does not answer".to_owned()))??
-            }
-            () = self.connection.closed() => return Err(zbus::Error::Failure("the bus is gone".to_owned())),
+        let read = tokio::select! {
+            read = tokio::time::timeout(READ_TIMEOUT, self.proxy.get_property(name)) => read,
+            () = self.connection.closed() => return Err(AskError::Gone),
         };
-        serde_json::from_str(&text)
-            .map_err(|error| zbus::Error::Failure(format!("the engine's status cannot be read: {error}")))
+        match read {
+            Ok(Ok(text)) => Ok(text),
+            Ok(Err(error)) if gone(&error) => Err(AskError::Gone),
+            Ok(Err(source)) => Err(AskError::Property { name, source }),
+            Err(_) => Err(AskError::Silent),
+        }
     }
 
     /// Puts a request to the engine, and returns its answer. With `interactive`, polkit may ask a person for a
@@ -138,8 +211,12 @@ impl Remote {
     /// Follows the engine from now on.
     ///
     /// # Errors
-    /// Where the bus does not answer.
-    pub async fn follow(&self) -> zbus::Result<Following> {
+    /// [`AskError::Connect`] where the bus does not do its part.
+    pub async fn follow(&self) -> Result<Following, AskError> {
+        self.subscribe().await.map_err(AskError::Connect)
+    }
+
+    async fn subscribe(&self) -> zbus::Result<Following> {
         let properties = PropertiesProxy::builder(&self.connection)
             .destination(NAME)?
             .path(PATH)?

@@ -8,6 +8,7 @@ use crate::error::chain;
 use futures::StreamExt as _;
 use protocol::status::Status;
 use std::borrow::Cow;
+use std::path::PathBuf;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -37,15 +38,21 @@ enum ServeError {
 }
 
 /// Serves the engine on the system bus, or on the one that `DBUS_SYSTEM_BUS_ADDRESS` names, until the engine ends.
-/// The name is taken once the engine's state is known.
-pub async fn serve(engine: mpsc::Sender<Signal>, mut shown: watch::Receiver<Option<Shown>>) {
+/// The name is taken once the engine's state is known. `state_dir` is the folder that the engine works on.
+pub async fn serve(
+    engine: mpsc::Sender<Signal>,
+    mut shown: watch::Receiver<Option<Shown>>,
+    state_dir: PathBuf,
+) {
+    // Who reads it has another working folder.
+    let state_dir = std::path::absolute(&state_dir).unwrap_or(state_dir);
     if shown.wait_for(Option::is_some).await.is_err() {
         return;
     }
     let mut pause = BACKOFF_FIRST;
     let mut warned = false;
     loop {
-        let service = Service { engine: engine.clone(), shown: shown.clone() };
+        let service = Service { engine: engine.clone(), shown: shown.clone(), state_dir: state_dir.clone() };
         let attached = tokio::time::timeout(CONNECT_TIMEOUT, attach(service)).await;
         match attached.unwrap_or(Err(ServeError::TimedOut)) {
             Ok(connection) => {

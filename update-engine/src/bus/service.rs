@@ -9,6 +9,7 @@ use protocol::digest::Sha256;
 use protocol::status::Status;
 use serde::Serialize;
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use zbus::Connection;
@@ -24,6 +25,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 pub(super) struct Service {
     pub(super) engine: mpsc::Sender<Signal>,
     pub(super) shown: watch::Receiver<Option<Shown>>,
+    /// Absolute.
+    pub(super) state_dir: PathBuf,
 }
 
 /// The status as it goes over the bus.
@@ -209,6 +212,12 @@ impl Service {
     #[zbus(property)]
     fn status(&self) -> String {
         self.properties().status
+    }
+
+    /// Empty where the folder's name is not text.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn state_directory(&self) -> String {
+        self.state_dir.to_str().unwrap_or_default().to_owned()
     }
 
     #[zbus(property)]

@@ -1,19 +1,18 @@
 //! All steps: the command line of `updatectl`.
 
-use crate::local::{NodeCommand, NodeOptions};
+use super::node::NodeOptions;
+use super::{Output, Program};
+use crate::local::NodeCommand;
 use crate::operator::{OperatorCommand, ServerOptions};
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 
 /// Releases and channels on a server; status and repair on a node.
 #[derive(Debug, Parser)]
 #[command(name = "updatectl", version)]
 pub struct Cli {
-    /// Print one JSON document instead of text.
-    #[arg(long, global = true)]
-    pub json: bool,
-    /// What to log, as in `info` or `update_engine=debug`; RUST_LOG does the same.
-    #[arg(long, global = true, value_name = "FILTER")]
-    pub log: Option<String>,
+    /// What to say.
+    #[command(flatten)]
+    pub output: Output,
     /// Which server.
     #[command(flatten, next_help_heading = "Server")]
     pub server: ServerOptions,
@@ -36,16 +35,10 @@ pub enum Verb {
     Server(OperatorCommand),
 }
 
-/// The command line as a value, for man pages and completions.
-#[must_use]
-pub fn command() -> clap::Command {
-    Cli::command()
-}
+impl Program for Cli {
+    const LOG: &'static str = "warn";
 
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn it_is_consistent() {
-        super::command().debug_assert();
+    fn output(&self) -> &Output {
+        &self.output
     }
 }

@@ -1,20 +1,18 @@
 //! All steps: the command line of `update-engine`.
 
+use super::node::{BootedOptions, NodeOptions};
+use super::{Output, Program};
 use crate::confirm::ConfirmArgs;
 use crate::pause::Point;
-use clap::{Args, CommandFactory, Parser, Subcommand};
-use protocol::id::BootId;
-use protocol::slot::Slot;
-use protocol::version::Version;
-use std::path::PathBuf;
+use clap::{Args, Parser, Subcommand};
 
 /// Keeps this node on the release its channel holds.
 #[derive(Debug, Parser)]
 #[command(name = "update-engine", version)]
 pub struct Cli {
-    /// What to log, as in `info` or `update_engine=debug`; RUST_LOG does the same.
-    #[arg(long, global = true, value_name = "FILTER")]
-    pub log: Option<String>,
+    /// What to say.
+    #[command(flatten)]
+    pub output: Output,
     /// What to do.
     #[command(subcommand)]
     pub command: Verb,
@@ -23,7 +21,7 @@ pub struct Cli {
 /// What the engine can be asked to do.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
-    /// Check, install, activate, confirm: once, or until it is stopped.
+    /// Check, install, activate, confirm: once, or until it is stopped. With --json, the last status is printed.
     Run(Run),
     /// Wait for the running slot to be confirmed, and exit 1 where it is not in time and there is another one to go
     /// back to. For update-engine-confirm.service, which reboots then; it changes nothing itself.
@@ -37,45 +35,24 @@ pub struct Run {
     /// 4 deferred, 5 refused.
     #[arg(long)]
     pub once: bool,
-    /// The only configuration file to read, instead of the config.d folders.
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
-    /// A disk with slots, a device or a regular file, instead of this machine's own. Nothing is rebooted then.
-    #[arg(long, value_name = "DISK")]
-    pub disk: Option<PathBuf>,
-    /// The state folder; overrides the configuration.
-    #[arg(long, value_name = "DIR")]
-    pub state_dir: Option<PathBuf>,
-    /// The slot that was booted; needed the first time with --disk.
-    #[arg(long, value_name = "SLOT")]
-    pub booted: Option<Slot>,
-    /// The version that runs; needed the first time with --disk.
-    #[arg(long, value_name = "VERSION")]
-    pub version: Option<Version>,
-    /// The boot that this is; with --disk it is told from --booted and the tries left if not given.
-    #[arg(long, value_name = "ID")]
-    pub boot_id: Option<BootId>,
+    /// Which node.
+    #[command(flatten)]
+    pub node: NodeOptions,
+    /// What runs.
+    #[command(flatten)]
+    pub booted: BootedOptions,
     /// Be on the bus also with --disk, where the engine is not unless asked; DBUS_SYSTEM_BUS_ADDRESS says which bus.
     #[arg(long, requires = "disk", conflicts_with = "once")]
     pub bus: bool,
-    /// Print the last status as one JSON document.
-    #[arg(long)]
-    pub json: bool,
     /// For tests: stop dead at a point, print `paused POINT`, and wait to be killed. docs/operating.md lists the points.
     #[arg(long, hide = true, value_name = "POINT")]
     pub pause_at: Option<Point>,
 }
 
-/// The command line as a value, for man pages and completions.
-#[must_use]
-pub fn command() -> clap::Command {
-    Cli::command()
-}
+impl Program for Cli {
+    const LOG: &'static str = "info";
 
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn it_is_consistent() {
-        super::command().debug_assert();
+    fn output(&self) -> &Output {
+        &self.output
     }
 }

@@ -82,6 +82,17 @@ impl Value {
     }
 }
 
+/// As a message shows what was found.
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(text) => write!(f, "{text:?}"),
+            Self::List(items) => write!(f, "a list of {}", items.len()),
+            Self::Tables(tables) => write!(f, "{} tables", tables.len()),
+        }
+    }
+}
+
 /// A key of the source with its value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Entry {
@@ -210,7 +221,7 @@ impl Imported {
                 false
             }
             None => {
-                self.not_taken(entry, "expected a text");
+                self.not_taken(entry, format!("expected a text, found {}", entry.value));
                 false
             }
         }

@@ -181,6 +181,10 @@ pub const KEYS: &[Key] = &[
     ),
 ];
 
+/// The required settings, each with a value that is valid and of no use: the name never resolves (RFC 6761).
+pub(super) const STAND_INS: [(&str, &str); 2] =
+    [("server.url", "http://not-configured.invalid/"), ("identity.channel", "not-configured")];
+
 /// The table's row of a key.
 ///
 /// # Panics

@@ -131,7 +131,7 @@ pub struct Download {
 }
 
 /// Where the slots are.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Disk {
     /// The disk, if configured.
     pub device: Option<PathBuf>,
@@ -157,7 +157,7 @@ impl Settings {
                 },
             },
             root: read.path("trust.root")?,
-            state_dir: read.path("state.dir")?,
+            state_dir: state_dir(merged)?,
             reboot: Reboot { command: read.command()?, warn: read.required("reboot.warn")? },
             hooks: Hooks {
                 dir: read.path("hooks.dir")?,
@@ -177,9 +177,28 @@ impl Settings {
             },
             download: read.download()?,
             policy: read.policy()?,
-            disk: Disk { device: read.optional_path("disk.device")?, layout: read.layout()? },
+            disk: Disk::from_merged(merged)?,
         })
     }
+}
+
+impl Disk {
+    /// Validates `[disk]` alone.
+    ///
+    /// # Errors
+    /// As for [`Settings::from_merged`].
+    pub fn from_merged(merged: &Merged) -> Result<Self, ConfigError> {
+        let read = Reader { merged };
+        Ok(Self { device: read.optional_path("disk.device")?, layout: read.layout()? })
+    }
+}
+
+/// Validates `state.dir` alone.
+///
+/// # Errors
+/// As for [`Settings::from_merged`].
+pub fn state_dir(merged: &Merged) -> Result<PathBuf, ConfigError> {
+    Reader { merged }.path("state.dir")
 }
 
 /// The architecture this engine was built for, in systemd's words, which release names use.

@@ -158,6 +158,45 @@ fn what_is_missing_is_told_with_its_meaning() {
 }
 
 #[test]
+fn a_part_can_be_judged_and_shown_without_the_rest() {
+    let merged = |text: &str| Merged::from_fragments([fragment("/etc/part.toml", text)]);
+    let problems = |text: &str| {
+        let Problems { missing, invalid } = merged(text).problems();
+        (missing, invalid.iter().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    let both = vec!["server.url", "identity.channel"];
+    assert_eq!(problems(""), (both.clone(), vec![]));
+    assert_eq!(problems("[server]\nurl = \"http://x\"\n"), (vec!["identity.channel"], vec![]));
+    assert_eq!(problems(NEEDED), (vec![], vec![]));
+    let (missing, invalid) = problems("[policy]\ntries = 99\n[health]\nsettle_s = -1\n[server]\nurl = 3\n");
+    assert_eq!(missing, ["identity.channel"]);
+    assert_eq!(invalid.len(), 3, "each of them: {invalid:?}");
+    for part in
+        ["/etc/part.toml:2: policy.tries", "/etc/part.toml:4: health.settle_s", "part.toml:6: server.url"]
+    {
+        assert!(invalid.iter().any(|line| line.contains(part)), "{part}: {invalid:?}");
+    }
+    // The window that was left out is not missed.
+    let (_, invalid) =
+        problems("[reboot]\nstrategy = \"window\"\nwindows = [{ start = \"9\", length_s = 60 }]\n");
+    assert_eq!(invalid.len(), 1, "{invalid:?}");
+
+    let part = merged("[state]\ndir = \"s\"\n[disk]\ndevice = \"d\"\n[policy]\ntries = 99\n");
+    assert_eq!(settings::state_dir(&part).unwrap(), Path::new("/etc/s"));
+    assert_eq!(settings::Disk::from_merged(&part).unwrap().device.unwrap(), Path::new("/etc/d"));
+    let wrong = merged("[state]\ndir = \"\"\n[disk]\nroles = []\n");
+    assert!(settings::state_dir(&wrong).is_err() && settings::Disk::from_merged(&wrong).is_err());
+}
+
+#[test]
+fn every_required_setting_has_a_stand_in() {
+    for key in keys::KEYS {
+        let required = key.default.is_none() && key.doc.ends_with("required");
+        assert_eq!(keys::STAND_INS.iter().any(|(name, _)| *name == key.path), required, "{}", key.path);
+    }
+}
+
+#[test]
 fn windows_and_roles_are_read() {
     let text = format!(
         "{NEEDED}[reboot]\nstrategy = \"window\"\ntime_zone = \"Europe/Berlin\"\n\

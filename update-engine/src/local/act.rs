@@ -1,7 +1,6 @@
 //! All steps: requests of a person on a node where no engine runs, carried out by the state machine here.
 
 use super::{BootedOptions, LocalError, NodeOptions, SCHEMA};
-use crate::boot::Given;
 use crate::config::Settings;
 use crate::driver::Signal;
 use crate::node::{Engine, Options};
@@ -9,11 +8,6 @@ use machine::{Command, Mode, Outcome};
 use protocol::status::Exit;
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
-
-/// Stands in for the server where none is configured. The name never resolves (RFC 6761).
-const NO_SERVER: &str = "http://not-configured.invalid/";
-/// Stands in for the channel where none is configured.
-const NO_CHANNEL: &str = "not-configured";
 
 /// When the engine that carries out a request ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,18 +26,16 @@ pub(super) fn ask(
     booted: BootedOptions,
     json: bool,
 ) -> Result<Exit, LocalError> {
-    let mut merged = super::merged(options.config.as_deref())?;
+    let mut merged = options.merged()?;
     if !matches!(command, Command::Update { .. }) {
         // A node is repaired without its server: what only a download needs may be missing.
-        merged.set_missing("server.url", NO_SERVER);
-        merged.set_missing("identity.channel", NO_CHANNEL);
+        merged.stand_in();
     }
     let settings = Settings::from_merged(&merged)?;
-    let given = Given { slot: booted.booted, version: booted.version, boot_id: booted.boot_id };
     let options = Options {
         disk: options.disk.clone(),
         state_dir: options.state_dir.clone(),
-        booted: given,
+        booted: booted.into(),
         ..Options::default()
     };
     let engine = Engine::new(settings, &options)?;

@@ -126,8 +126,8 @@ const fn installs(state: StateName) -> bool {
 
 /// Has the engine that runs without a bus check now.
 async fn by_signal(options: &NodeOptions) -> Result<Asked, LocalError> {
-    let dir = options.folder()?;
     let mut follow = Follow::begin(options).await?;
+    let dir = follow.dir().to_owned();
     let Some(pid) = follow.engine() else { return Err(LocalError::NotRunning { dir }) };
     let Change::Seen(seen) = follow.next().await? else { return Err(LocalError::NotRunning { dir }) };
     let process = i32::try_from(pid).ok().and_then(Pid::from_raw);

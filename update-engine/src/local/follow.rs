@@ -1,9 +1,11 @@
 //! All steps: the status as it changes, from the engine on the bus, or else from the state folder.
 
-use super::{LocalError, NodeOptions};
-use crate::bus::client::{Following, Remote, Seen};
+use super::{LocalError, NodeOptions, warn};
+use crate::bus::client::{AskError, Following, Remote, Seen};
+use crate::error::chain;
 use crate::state::StateFolder;
 use crate::status::StatusSource;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
@@ -32,21 +34,77 @@ pub(super) struct Follow {
     last: Option<Seen>,
     /// Whether an engine ran when the folder was last looked at.
     ran: bool,
+    /// Why the bus was not used the last time that it was not.
+    warned: String,
+}
+
+/// The state folder of the engine on the bus, where one is meant; else the configured one.
+pub(super) async fn folder(options: &NodeOptions) -> Result<PathBuf, LocalError> {
+    let mut warned = String::new();
+    if let Some(remote) = find(options.by_bus(), &mut warned).await
+        && let Some(dir) = told(remote.state_dir().await, &mut warned)
+    {
+        return Ok(dir);
+    }
+    Ok(options.folder()?)
+}
+
+/// The engine on the bus, if that may be asked.
+async fn find(by_bus: bool, warned: &mut String) -> Option<Remote> {
+    if by_bus { told(Remote::find().await, warned).flatten() } else { None }
+}
+
+/// What the bus told. That the state folder serves instead is said where something is wrong, and once; an engine that
+/// went is nothing wrong.
+fn told<T>(answer: Result<T, AskError>, warned: &mut String) -> Option<T> {
+    match answer {
+        Ok(answer) => Some(answer),
+        Err(AskError::Gone) => None,
+        Err(error) => {
+            let line = chain(&error);
+            if line != *warned {
+                warn(&format!("{line}; going by the state folder"));
+                *warned = line;
+            }
+            None
+        }
+    }
 }
 
 impl Follow {
     /// Begins with the engine on the bus, if there is one and the options do not name another.
     pub(super) async fn begin(options: &NodeOptions) -> Result<Self, LocalError> {
+        let mut warned = String::new();
+        let remote = find(options.by_bus(), &mut warned).await;
+        let dir = match &remote {
+            Some(remote) => told(remote.state_dir().await, &mut warned),
+            None => None,
+        };
+        // The configuration may be missing or wrong where the engine itself says what is to be known.
+        let dir = dir.map_or_else(|| options.folder(), Ok)?;
         let mut follow = Self {
-            folder: StateFolder::view(&options.folder()?),
+            folder: StateFolder::view(&dir),
             by_bus: options.by_bus(),
             remote: None,
-            find_at: Instant::now(),
+            find_at: Instant::now() + FIND_EVERY,
             last: None,
             ran: false,
+            warned,
         };
-        follow.find().await;
+        if let Some(remote) = remote {
+            follow.attach(remote).await;
+        }
         Ok(follow)
+    }
+
+    /// The state folder.
+    pub(super) fn dir(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Whether an engine is at work on the folder, or on the bus.
+    pub(super) fn has_engine(&self) -> bool {
+        self.remote.is_some() || self.folder.has_engine()
     }
 
     /// The engine on the bus.
@@ -71,7 +129,8 @@ impl Follow {
                 Some((remote, following)) => {
                     // A connection that is closed is not asked: nothing would answer.
                     let alive = self.last.is_none() || following.changed().await;
-                    match if alive { remote.seen().await.ok() } else { None } {
+                    let seen = if alive { remote.seen().await } else { Err(AskError::Gone) };
+                    match told(seen, &mut self.warned) {
                         Some(seen) => Some(seen),
                         None => {
                             self.remote = None;
@@ -94,12 +153,16 @@ impl Follow {
 
     async fn find(&mut self) {
         self.find_at = Instant::now() + FIND_EVERY;
-        if !self.by_bus {
-            return;
+        if let Some(remote) = find(self.by_bus, &mut self.warned).await {
+            if let Some(dir) = told(remote.state_dir().await, &mut self.warned) {
+                self.folder = StateFolder::view(&dir);
+            }
+            self.attach(remote).await;
         }
-        if let Some(remote) = Remote::find().await
-            && let Ok(following) = remote.follow().await
-        {
+    }
+
+    async fn attach(&mut self, remote: Remote) {
+        if let Some(following) = told(remote.follow().await, &mut self.warned) {
             self.remote = Some((remote, following));
         }
     }

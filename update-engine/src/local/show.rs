@@ -1,10 +1,13 @@
 //! All steps, as a person on the node sees them: the state folder, the disk and the configuration, printed.
 
 use super::follow::{Change, Follow};
-use super::{LocalError, NodeOptions, SCHEMA, merged};
+use super::{LocalError, NodeOptions, SCHEMA, warn};
+use crate::config::Problems;
+use crate::config::settings::Disk;
+use crate::error::chain;
 use crate::slots::Slots;
-use crate::state::{StateFolder, history};
-use crate::status::StatusSource;
+use crate::state::{Loaded, StateFolder, history};
+use crate::status::{StatusError, StatusSource as _};
 use jiff::Timestamp;
 use machine::Record;
 use protocol::slot::Slot;
@@ -12,7 +15,7 @@ use protocol::status::{Exit, Status, one_line};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Prints one line, or several, on stdout.
@@ -24,21 +27,33 @@ pub(super) fn print_json(document: &Value) -> Result<Exit, LocalError> {
     print(&document.to_string()).map(|()| Exit::Done)
 }
 
-/// The status, from the engine on the bus, else from the state folder; and whether an engine runs.
-async fn present(options: &NodeOptions) -> Result<(Status, bool), LocalError> {
+/// The node at this moment.
+struct Present {
+    /// The status, from the engine on the bus, else from the state folder.
+    status: Result<Status, StatusError>,
+    /// The folder of the engine that was asked, else the one of the options.
+    dir: PathBuf,
+    /// Whether an engine runs.
+    running: bool,
+}
+
+async fn present(options: &NodeOptions) -> Result<Present, LocalError> {
     let mut follow = Follow::begin(options).await?;
-    let change = follow.next().await?;
-    let folder = StateFolder::view(&options.folder()?);
-    Ok(match change {
-        Change::Seen(seen) => (seen.status, follow.remote().is_some() || folder.has_engine()),
+    let change = follow.next().await;
+    let (dir, running) = (follow.dir().to_owned(), follow.has_engine());
+    let status = match change {
+        Ok(Change::Seen(seen)) => Ok(seen.status),
         // It went this moment.
-        Change::Gone => (folder.status()?, false),
-    })
+        Ok(Change::Gone) => StateFolder::view(&dir).status(),
+        Err(LocalError::Status(error)) => Err(error),
+        Err(error) => return Err(error),
+    };
+    Ok(Present { status, dir, running })
 }
 
 /// `updatectl status`
 pub(super) async fn status(options: &NodeOptions, json: bool) -> Result<Exit, LocalError> {
-    let (status, _) = present(options).await?;
+    let status = present(options).await?.status?;
     let text = if json { serde_json::to_string(&status).unwrap_or_default() } else { status_text(&status) };
     print(&text)?;
     Ok(Exit::Done)
@@ -92,20 +107,18 @@ fn status_text(status: &Status) -> String {
 }
 
 /// `updatectl slots`
-pub(super) fn slots(options: &NodeOptions, json: bool) -> Result<Exit, LocalError> {
-    let (device, layout) = match &options.disk {
-        Some(disk) => {
-            let configured = options.config.as_ref().map(|_| options.settings()).transpose()?;
-            (disk.clone(), configured.map(|settings| settings.disk.layout).unwrap_or_default())
-        }
-        None => {
-            let settings = options.settings()?;
-            let layout = settings.disk.layout;
-            let found = settings.disk.device.map_or_else(|| crate::system::disk::find(&layout), Ok);
-            (found.map_err(crate::node::StartError::from)?, layout)
-        }
+pub(super) async fn slots(options: &NodeOptions, json: bool) -> Result<Exit, LocalError> {
+    // Nothing else of the configuration matters, and with --disk only one that is named does.
+    let Disk { device, layout } = match (&options.disk, &options.config) {
+        (Some(_), None) => Disk::default(),
+        _ => Disk::from_merged(&options.merged()?)?,
     };
-    let record = StateFolder::view(&options.folder()?).load()?.record.unwrap_or_default();
+    let device = match options.disk.clone().or(device) {
+        Some(device) => device,
+        None => crate::system::disk::find(&layout).map_err(crate::node::StartError::from)?,
+    };
+    let folder = StateFolder::view(&super::follow::folder(options).await?);
+    let record = folder.load()?.record.unwrap_or_default();
     let disk = Slots::new(Arc::new(device), layout).look()?;
     let next = disk.select().map(|(slot, _)| slot);
     let mut documents = Vec::new();
@@ -165,18 +178,30 @@ pub(super) fn history(dir: &Path, limit: usize, evidence: bool, json: bool) -> R
 }
 
 /// Refuses a folder that no engine has run with: a wrong `--state-dir` must not look like a node where all is well.
+/// A status that is damaged or was lost is no reason to hide the rest.
 fn known(dir: &Path) -> Result<(), LocalError> {
-    StateFolder::view(dir).status()?;
-    Ok(())
+    let folder = StateFolder::view(dir);
+    match folder.status() {
+        Ok(_) => Ok(()),
+        // What the folder holds beside it is read where it is needed.
+        Err(StatusError::Missing { .. }) if !matches!(folder.load(), Ok(Loaded { record: None, .. })) => {
+            Ok(())
+        }
+        Err(error @ StatusError::Missing { .. }) => Err(error.into()),
+        Err(error) => {
+            warn(&chain(&error));
+            Ok(())
+        }
+    }
 }
 
 fn record(dir: &Path) -> Result<Record, LocalError> {
-    known(dir)?;
     Ok(StateFolder::view(dir).load()?.record.unwrap_or_default())
 }
 
 /// `updatectl quarantine list`
 pub(super) fn quarantine(dir: &Path, json: bool) -> Result<Exit, LocalError> {
+    known(dir)?;
     let record = record(dir)?;
     if json {
         return print_json(&json!({ "schema": SCHEMA, "quarantine": record.quarantine }));
@@ -189,28 +214,45 @@ pub(super) fn quarantine(dir: &Path, json: bool) -> Result<Exit, LocalError> {
 
 /// `updatectl explain`
 pub(super) async fn explain(options: &NodeOptions, json: bool) -> Result<Exit, LocalError> {
-    let (status, running) = present(options).await?;
-    let lines = reasons(&status, &record(&options.folder()?)?, running);
+    let Present { status, dir, running } = present(options).await?;
+    if status.is_err() {
+        known(&dir)?;
+    }
+    let record = record(&dir)?;
+    let status = status.ok();
+    let lines = reasons(status.as_ref(), &record, running);
     if json {
-        return print_json(&json!({ "schema": SCHEMA, "state": status.state, "reasons": lines }));
+        let state = status.map(|status| status.state);
+        return print_json(&json!({ "schema": SCHEMA, "state": state, "reasons": lines }));
     }
     print(&lines.join("\n"))?;
     Ok(Exit::Done)
 }
 
 /// Why the node is or is not updating now, the most important thing first.
-fn reasons(status: &Status, record: &Record, running: bool) -> Vec<String> {
-    let mut lines = vec![if status.reason.is_empty() {
-        format!("The node is {}.", status.state)
-    } else {
-        format!("The node is {}: {}.", status.state, status.reason.trim_end_matches('.'))
-    }];
-    if let Some(error) = &status.error {
-        lines.push(format!("Something is wrong: {error}"));
+fn reasons(status: Option<&Status>, record: &Record, running: bool) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let Some(status) = status {
+        lines.push(if status.reason.is_empty() {
+            format!("The node is {}.", status.state)
+        } else {
+            format!("The node is {}: {}.", status.state, status.reason.trim_end_matches('.'))
+        });
+        if let Some(error) = &status.error {
+            lines.push(format!("Something is wrong: {error}"));
+        }
     }
     if !running {
         lines.push("No engine is running, so nothing happens until one is started.".to_owned());
     }
+    lines.extend(status.into_iter().flat_map(of_status));
+    lines.extend(of_record(record));
+    lines
+}
+
+/// What the status says beside state and error.
+fn of_status(status: &Status) -> Vec<String> {
+    let mut lines = Vec::new();
     if let Some(booted) = status.booted.as_ref().filter(|booted| !booted.confirmed) {
         lines.push(format!(
             "Version {} in slot {} is not confirmed yet: nothing is installed before it is.",
@@ -228,6 +270,12 @@ fn reasons(status: &Status, record: &Record, running: bool) -> Vec<String> {
         Some(check) => lines.push(format!("The last check ended at {} with: {}.", check.at, check.result)),
         None => lines.push("The server has not been asked yet.".to_owned()),
     }
+    lines
+}
+
+/// What the record says.
+fn of_record(record: &Record) -> Vec<String> {
+    let mut lines = Vec::new();
     if let Some(refusal) = &record.refusal {
         lines.push(format!("The last offer was refused: {}", refusal.reason));
     }
@@ -252,23 +300,34 @@ fn reasons(status: &Status, record: &Record, running: bool) -> Vec<String> {
     lines
 }
 
-/// `updatectl config`
+/// `updatectl config`: what the files say, also where an engine could not work with it. Exit 1 where a value cannot be
+/// used; a required one that is missing is named, and may be for another fragment to set.
 pub(super) fn config(options: &NodeOptions, json: bool) -> Result<Exit, LocalError> {
-    let merged = merged(options.config.as_deref())?;
-    // What does not validate is no configuration to show.
-    crate::config::Settings::from_merged(&merged)?;
+    let merged = options.merged()?;
+    let Problems { missing, invalid } = merged.problems();
+    let invalid: Vec<_> = invalid.iter().map(|problem| chain(problem)).collect();
     let effective = merged.effective();
     if json {
         let settings: Vec<_> = effective
             .iter()
             .map(|e| json!({ "key": e.key, "value": e.value, "origin": e.origin.as_ref().map(ToString::to_string) }))
             .collect();
-        return print_json(&json!({ "schema": SCHEMA, "at": Timestamp::now(), "settings": settings }));
+        let error = (!invalid.is_empty()).then(|| invalid.join("; "));
+        print_json(&json!({
+            "schema": SCHEMA, "at": Timestamp::now(), "settings": settings, "missing": missing, "error": error,
+        }))?;
+    } else {
+        for setting in effective {
+            let value = setting.value.unwrap_or_else(|| "(not set)".to_owned());
+            let origin = setting.origin.map(|origin| format!("  # {origin}")).unwrap_or_default();
+            print(&format!("{} = {value}{origin}", setting.key))?;
+        }
     }
-    for setting in effective {
-        let value = setting.value.unwrap_or_else(|| "(not set)".to_owned());
-        let origin = setting.origin.map(|origin| format!("  # {origin}")).unwrap_or_default();
-        print(&format!("{} = {value}{origin}", setting.key))?;
+    if !missing.is_empty() {
+        warn(&format!("not set, and required by the engine: {}", missing.join(", ")));
     }
-    Ok(Exit::Done)
+    for problem in &invalid {
+        warn(problem);
+    }
+    Ok(if invalid.is_empty() { Exit::Done } else { Exit::Failed })
 }

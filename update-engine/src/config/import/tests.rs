@@ -67,6 +67,69 @@ fn broken_syntax_names_its_line() {
     assert!(matches!(import(&deep), Err(ImportError::Syntax { .. })));
 }
 
+fn text<'i>(imported: &'i Imported, key: &str) -> &'i str {
+    imported.notes.iter().find(|note| note.key == key).map_or("-", |note| note.text.as_str())
+}
+
+/// Start and length of a window, and what is said of each: a mistake is told where it is, with what was found.
+#[test]
+fn only_the_half_of_a_window_that_is_wrong_is_blamed() {
+    let start_too = "the start of its window, REBOOT_WINDOW_START in line 2, is not understood";
+    let length_too = "the length of its window, REBOOT_WINDOW_LENGTH in line 3, is not understood";
+    for (start, length, of_start, of_length) in [
+        ("25:00", "1h", "expected a time like 02:00, found \"25:00\"", start_too),
+        ("Tuesdei 14:00", "1h", "expected a day like Thu, found \"Tuesdei\"", start_too),
+        ("14:00", "1d", length_too, "expected a length like 1h30m, found \"1d\""),
+        ("14:00", "24h", length_too, "expected a daily window shorter than a day, found \"24h\""),
+        ("Thu 14:00", "30s", length_too, "expected a length from a minute to a week, found \"30s\""),
+        (
+            "noon",
+            "long",
+            "expected a time like 02:00, found \"noon\"",
+            "expected a length like 1h30m, found \"long\"",
+        ),
+    ] {
+        let conf =
+            format!("REBOOT_STRATEGY=reboot\nREBOOT_WINDOW_START={start}\nREBOOT_WINDOW_LENGTH={length}\n");
+        let imported = import(&conf).unwrap();
+        assert_eq!(text(&imported, "REBOOT_WINDOW_START"), of_start, "{conf}");
+        assert_eq!(text(&imported, "REBOOT_WINDOW_LENGTH"), of_length, "{conf}");
+    }
+    let imported = import("REBOOT_STRATEGY=reboot\nREBOOT_WINDOW_START=14:00\n").unwrap();
+    assert!(
+        text(&imported, "REBOOT_WINDOW_START").ends_with("found \"14:00\" and no length"),
+        "{imported:?}"
+    );
+}
+
+#[test]
+fn what_is_not_understood_is_told_with_what_was_found() {
+    let conf = import("REBOOT_STRATEGY=later\n").unwrap();
+    assert!(text(&conf, "REBOOT_STRATEGY").contains("best-effort, found \"later\";"), "{conf:?}");
+    for (toml, key, expected) in [
+        ("[updates]\nstrategy = \"later\"\n", "updates.strategy", "periodic, found \"later\";"),
+        ("[updates]\nenabled = 3\n", "updates.enabled", "true or false, found \"3\""),
+        (
+            "[updates]\nstrategy = \"periodic\"\nperiodic.window = 7\n",
+            "updates.periodic.window",
+            "[[updates.periodic.window]], found \"7\"",
+        ),
+        (
+            "[updates]\nstrategy = \"periodic\"\n[[updates.periodic.window]]\ndays = [\"Mon\"]\nstart_time = \"25:00\"\nlength_minutes = 60\n",
+            "updates.periodic.window",
+            "window 1: expected a time like 02:00, found \"25:00\"",
+        ),
+        (
+            "[agent.timing]\nsteady_interval_secs = 3\n",
+            "agent.timing.steady_interval_secs",
+            "from 10 to 604800, found \"3\"",
+        ),
+    ] {
+        let imported = import(toml).unwrap();
+        assert!(text(&imported, key).contains(expected), "{toml}: {imported:?}");
+    }
+}
+
 /// `(strategy, window start, window length)` and the strategy and windows that result. An update.conf and a
 /// cloud-config must agree.
 #[test]

@@ -1,6 +1,6 @@
 //! An `update.conf`, and what it has in common with a `#cloud-config`: CoreOS's update engine and locksmith.
 
-use super::window::locksmith;
+use super::window::{Halves, locksmith};
 use super::{Entry, Format, Imported, Value};
 use protocol::id::{Channel, Group};
 use toml::Value as Toml;
@@ -155,10 +155,11 @@ impl Locksmith {
                 "it rebooted without a lock where no etcd ran; here the permit is always needed",
             ),
             _ => {
-                imported.not_taken(
-                    &strategy,
-                    "expected off, reboot, etcd-lock or best-effort; reboot.strategy is left at off",
+                let text = format!(
+                    "expected off, reboot, etcd-lock or best-effort, found {}; reboot.strategy is left at off",
+                    strategy.value
                 );
+                imported.not_taken(&strategy, text);
                 drop_window(imported, window, "reboot.strategy is left at off");
             }
         }
@@ -182,8 +183,15 @@ impl Locksmith {
     fn window(&mut self, imported: &mut Imported) -> Window {
         let (start, length) = match (self.start.take(), self.length.take()) {
             (None, None) => return Window::None,
-            (Some(one), None) | (None, Some(one)) => {
-                imported.not_taken(&one, "a window needs both its start and its length");
+            (start, length @ None) | (start @ None, length) => {
+                let lacks = if length.is_none() { "length" } else { "start" };
+                for one in [start, length].into_iter().flatten() {
+                    let found = one.value.to_string();
+                    imported.not_taken(
+                        &one,
+                        format!("a window needs both its start and its length: found {found} and no {lacks}"),
+                    );
+                }
                 return Window::Unclear(Vec::new());
             }
             (Some(start), Some(length)) => (start, length),
@@ -191,9 +199,15 @@ impl Locksmith {
         let texts = (start.value.text().unwrap_or_default(), length.value.text().unwrap_or_default());
         match locksmith(texts.0, texts.1) {
             Ok(window) => Window::Some(vec![start, length], window),
-            Err(problem) => {
-                imported.not_taken(&start, problem.clone());
-                imported.not_taken(&length, problem);
+            Err(Halves { start: of_start, length: of_length }) => {
+                let other = |name: &str, other: &Entry| {
+                    format!(
+                        "the {name} of its window, {} in line {}, is not understood",
+                        other.key, other.line
+                    )
+                };
+                imported.not_taken(&start, of_start.unwrap_or_else(|| other("length", &length)));
+                imported.not_taken(&length, of_length.unwrap_or_else(|| other("start", &start)));
                 Window::Unclear(Vec::new())
             }
         }

@@ -19,17 +19,32 @@ fn window(days: &[&str], start: &str, length_s: u64) -> Result<Value, String> {
     Ok(table.into())
 }
 
+/// What is wrong with each half of a window.
+#[derive(Debug, Default)]
+pub(super) struct Halves {
+    pub(super) start: Option<String>,
+    pub(super) length: Option<String>,
+}
+
 /// Locksmith's: `14:00` or `Thu 23:00`, and a length as Go writes durations.
-pub(super) fn locksmith(start: &str, length: &str) -> Result<Value, String> {
+pub(super) fn locksmith(start: &str, length: &str) -> Result<Value, Halves> {
     let (days, time) = match start.trim().split_once(char::is_whitespace) {
-        Some((name, time)) => (vec![day(name)?], time),
-        None => (Vec::new(), start),
+        Some((name, time)) => (day(name).map(|day| vec![day]), time),
+        None => (Ok(Vec::new()), start),
     };
-    let length_s = go_seconds(length)?;
-    if days.is_empty() && length_s >= 86_400 {
-        return Err(format!("expected a daily window shorter than a day, found {length:?}"));
+    let begin = days.and_then(|days| time_of_day(time).map(|time| (days, time)));
+    let daily = begin.as_ref().is_ok_and(|(days, _)| days.is_empty());
+    let long = go_seconds(length).and_then(|length_s| match length_s {
+        86_400.. if daily => Err(format!("expected a daily window shorter than a day, found {length:?}")),
+        60..=WEEK_S => Ok(length_s),
+        _ => Err(format!("expected a length from a minute to a week, found {length:?}")),
+    });
+    match (begin, long) {
+        (Ok((days, time)), Ok(length_s)) => {
+            window(&days, &time, length_s).map_err(|problem| Halves { start: None, length: Some(problem) })
+        }
+        (begin, long) => Err(Halves { start: begin.err(), length: long.err() }),
     }
-    window(&days, &time_of_day(time)?, length_s)
 }
 
 /// Zincati's: names of days, `23:30`, minutes.
@@ -42,7 +57,7 @@ pub(super) fn zincati(days: &[String], start: &str, minutes: &str) -> Result<Val
         }
     }
     if names.is_empty() {
-        return Err("expected at least one day".to_owned());
+        return Err("expected days with at least one day, found none".to_owned());
     }
     let minutes: u64 =
         minutes.parse().map_err(|_| format!("expected length_minutes as a number, found {minutes:?}"))?;

@@ -112,9 +112,13 @@ pub(super) fn import(entries: Vec<Entry>) -> Imported {
             "updates.periodic.time_zone" => plan.zone = Some(entry),
             "agent.timing.steady_interval_secs" => interval(&mut imported, &entry),
             key => {
-                let text = not_taken(key, entry.value.text());
-                if let Some(text) = text {
-                    imported.not_taken(&entry, text);
+                if let Some(text) = not_taken(key, entry.value.text()) {
+                    let found = if text.starts_with("expected") {
+                        format!(", found {}", entry.value)
+                    } else {
+                        String::new()
+                    };
+                    imported.not_taken(&entry, format!("{text}{found}"));
                 }
             }
         }
@@ -150,7 +154,10 @@ fn interval(imported: &mut Imported, entry: &Entry) {
     let seconds = entry.value.text().and_then(|text| text.replace('_', "").parse::<i64>().ok());
     match seconds.filter(|seconds| (10..=604_800).contains(seconds)) {
         Some(seconds) => imported.set("policy.poll_interval_s", seconds, entry),
-        None => imported.not_taken(entry, "expected a number of seconds from 10 to 604800"),
+        None => imported.not_taken(
+            entry,
+            format!("expected a number of seconds from 10 to 604800, found {}", entry.value),
+        ),
     }
 }
 
@@ -200,10 +207,11 @@ impl Plan {
             }
             Some("periodic") => self.periodic(imported, strategy),
             _ => {
-                imported.not_taken(
-                    strategy,
-                    "expected immediate, fleet_lock or periodic; reboot.strategy is left at off",
+                let text = format!(
+                    "expected immediate, fleet_lock or periodic, found {}; reboot.strategy is left at off",
+                    strategy.value
                 );
+                imported.not_taken(strategy, text);
                 rest(imported, "reboot.strategy is left at off");
             }
         }
@@ -246,15 +254,13 @@ fn zone(entry: &Entry) -> Result<String, String> {
     match entry.value.text() {
         Some("localtime") => Ok("system".to_owned()),
         Some(name) if jiff::tz::TimeZone::get(name).is_ok() => Ok(name.to_owned()),
-        other => {
-            Err(format!("expected a time zone like Europe/Berlin, found {:?}", other.unwrap_or_default()))
-        }
+        _ => Err(format!("expected a time zone like Europe/Berlin, found {}", entry.value)),
     }
 }
 
 fn read(entry: &Entry) -> Result<(&Entry, toml::Value), String> {
     let Value::Tables(tables) = &entry.value else {
-        return Err("expected [[updates.periodic.window]]".to_owned());
+        return Err(format!("expected [[updates.periodic.window]], found {}", entry.value));
     };
     let mut windows = Vec::new();
     for table in tables {
@@ -266,12 +272,14 @@ fn read(entry: &Entry) -> Result<(&Entry, toml::Value), String> {
                 ("length_minutes", Value::Text(text)) => minutes = text,
                 _ => {
                     return Err(format!(
-                        "expected days, start_time and length_minutes in a window, found {name}"
+                        "window {}: expected days, start_time and length_minutes, found {name}",
+                        windows.len() + 1
                     ));
                 }
             }
         }
-        windows.push(zincati(&days, start, minutes)?);
+        let window = zincati(&days, start, minutes);
+        windows.push(window.map_err(|problem| format!("window {}: {problem}", windows.len() + 1))?);
     }
     Ok((entry, toml::Value::Array(windows)))
 }
