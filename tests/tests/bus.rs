@@ -401,6 +401,8 @@ fn a_folder_that_serves_in_place_of_the_bus_is_told() {
     let runtime = runtime();
     let _other = runtime.block_on(async {
         let connection = bus.connect().await.unwrap();
+        // It answers, that it has no such object.
+        connection.object_server();
         connection.request_name(NAME).await.unwrap();
         connection
     });

@@ -62,7 +62,7 @@ fn a_part_of_a_configuration_is_shown_and_is_enough_for_what_it_says() {
     );
     let tries = document["settings"].as_array().unwrap().iter().find(|s| s["key"] == "policy.tries").unwrap();
     assert_eq!(tries["value"], "99");
-    assert!(shown.stderr.contains("50-imported.toml:7: policy.tries"), "{shown}");
+    assert!(shown.stderr.contains("50-imported.toml:8: policy.tries"), "{shown}");
     updatectl(&small, &[&["slots"], &config[..]].concat()).ok().unwrap();
     updatectl(&small, &[&["status"], &config[..]].concat()).expect_code(1).unwrap();
 }
@@ -108,7 +108,7 @@ fn a_failure_is_a_document_where_documents_are_asked_for() {
         ("updatectl", &["status", "--json"][..], 1),
         ("updatectl", &["history", "--json"], 1),
         ("updatectl", &["--json", "config", "import", "no-such-file"], 1),
-        ("updatectl", &["release", "list", "--json"], 1),
+        ("updatectl", &["release", "list", "--json"], 2),
         ("updatectl", &["node", "list", "--json", "--server", "http://127.0.0.1:1", "--token", "x"], 1),
         ("updatectl", &["slots", "--json", "--bogus"], 2),
         ("updatectl", &["config", "import", "--json"], 2),
@@ -124,7 +124,9 @@ fn a_failure_is_a_document_where_documents_are_asked_for() {
         let document = said.json().unwrap();
         let error = document["error"].as_str().unwrap();
         assert!(document["schema"] == 1 && said.stdout.lines().count() == 1, "{said}");
-        let line = if code == 2 { "error: ".to_owned() } else { format!("{name}: {error}\n") };
+        // Wrong usage is told with the usage.
+        let usage = said.stderr.contains("Usage:");
+        let line = if usage { format!("error: {}", &error[..10]) } else { format!("{name}: {error}\n") };
         assert!(said.stderr.starts_with(&line) && !error.is_empty(), "{said}");
         // Text is asked for: data is not mixed with it.
         let text: Vec<_> = arguments.iter().copied().filter(|argument| *argument != "--json").collect();
