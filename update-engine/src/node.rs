@@ -60,7 +60,8 @@ pub enum StartError {
 /// An engine ready to start.
 #[derive(Debug)]
 pub struct Engine {
-    driver: Driver,
+    /// Boxed: it is large, and whoever awaits the engine would carry it.
+    driver: Box<Driver>,
     facts: Facts,
     seed: u64,
     state_dir: PathBuf,
@@ -112,7 +113,7 @@ impl Engine {
             pause: options.pause,
             state: State::new(settings.policy, record.clone()),
         };
-        Ok(Self { driver: Driver::new(parts), facts, seed, state_dir, found: record })
+        Ok(Self { driver: Box::new(Driver::new(parts)), facts, seed, state_dir, found: record })
     }
 
     /// What the engine shows, from when it runs.
@@ -134,7 +135,7 @@ impl Engine {
         let places = if facts.reboot_allowed { Places::default() } else { Places::none() };
         let previous = Box::pin(evidence::previous(&found, facts.slot, &facts.attributes, &places)).await;
         let start = Start { facts, mode, seed, previous };
-        // Boxed: the driver is large, and whoever awaits this would carry it.
+        // Boxed for the same reason.
         Box::pin(driver.run(start, signals)).await
     }
 }
