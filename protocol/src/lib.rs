@@ -12,6 +12,7 @@
 //! | [`payload`] | 2 payload, 5 download: the payload file, byte for byte |
 //! | [`manifest`] | 3 metadata, 4 channel: what a release is and what a channel lists |
 //! | [`wire`] | 4 channel, 5 download: what node, operator and server say to each other |
+//! | [`lock`] | 9 permit: the reboot lock's document and its transitions |
 //! | [`window`] | 9 permit, 10 reboot: when a reboot may begin |
 //! | [`status`] | 5 to 12: what `updatectl` prints, and the exit codes |
 #![cfg_attr(not(feature = "std"), no_std)]
@@ -27,6 +28,8 @@ pub mod chunker;
 pub mod digest;
 #[cfg(feature = "std")]
 pub mod id;
+#[cfg(feature = "std")]
+pub mod lock;
 #[cfg(feature = "std")]
 pub mod manifest;
 #[cfg(feature = "std")]
