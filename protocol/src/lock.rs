@@ -6,11 +6,14 @@
 //!
 //! The invariants I1 to I7 are those of DESIGN section 10; `docs/lock.md` says how each one is kept.
 
+mod admit;
 mod apply;
 mod command;
 mod document;
 mod policy;
+mod wait;
 
+pub use admit::{Candidate, admit, in_force};
 pub use apply::Applied;
 pub use command::{Command, Context, Population, QuorumHealth, Refusal, Reply, Request, Usage, Wait};
 pub use document::{

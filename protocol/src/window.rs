@@ -1,6 +1,6 @@
 //! Steps 9 and 10, permit and reboot: the times in which a reboot may begin.
 
-use jiff::civil::{Time, Weekday};
+use jiff::civil::{Date, Time, Weekday};
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Span, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -17,7 +17,8 @@ pub struct Window {
     pub days: Vec<Weekday>,
     /// When it opens.
     pub start: Time,
-    /// How long it stays open, in seconds; it may pass midnight.
+    /// How long it stays open, in seconds; it may pass midnight. Where the clock changes meanwhile it closes when this
+    /// time has passed or when the clock shows the end, whichever comes first: never later than either reading.
     pub length_s: u32,
 }
 
@@ -49,8 +50,7 @@ pub fn opening(windows: &[Window], zone: &TimeZone, now: Timestamp, reserve_s: u
 
 impl Window {
     fn opening(&self, zone: &TimeZone, now: Timestamp, reserve_s: u32) -> Opening {
-        let usable_s = self.length_s.saturating_sub(reserve_s);
-        if usable_s == 0 {
+        if self.length_s <= reserve_s {
             return Opening::Never;
         }
         let today = now.to_zoned(zone.clone()).date();
@@ -61,16 +61,25 @@ impl Window {
             if !self.days.is_empty() && !self.days.contains(&date.weekday()) {
                 continue;
             }
-            let Ok(start) = date.to_datetime(self.start).to_zoned(zone.clone()) else { continue };
-            let opens = start.timestamp();
-            if now < opens {
+            let Some((opens, last)) = self.on(date, zone, reserve_s) else { continue };
+            if now < opens && opens < last {
                 return Opening::At(opens);
             }
-            if now < opens.checked_add(SignedDuration::from_secs(usable_s.into())).unwrap_or(Timestamp::MAX) {
+            if opens <= now && now < last {
                 return Opening::Open;
             }
         }
         Opening::Never
+    }
+
+    /// When it opens on a date, and from when on it is too late to begin.
+    fn on(&self, date: Date, zone: &TimeZone, reserve_s: u32) -> Option<(Timestamp, Timestamp)> {
+        let length = SignedDuration::from_secs(self.length_s.into());
+        let start = date.to_datetime(self.start);
+        let end = start.checked_add(length).ok()?.to_zoned(zone.clone()).ok()?;
+        let opens = start.to_zoned(zone.clone()).ok()?.timestamp();
+        let closes = end.timestamp().min(opens.checked_add(length).ok()?);
+        Some((opens, closes.checked_sub(SignedDuration::from_secs(reserve_s.into())).ok()?))
     }
 }
 
@@ -147,6 +156,16 @@ mod tests {
         let window = Window { days: Vec::new(), start: time(2, 0, 0, 0), length_s: 3600 };
         let zone = TimeZone::fixed(jiff::tz::offset(2));
         assert_eq!(opening(&[window], &zone, at("2026-11-23T00:30:00Z"), 0), Opening::Open);
+    }
+
+    #[test]
+    fn a_window_in_the_hour_that_the_clock_leaves_out_is_swallowed() {
+        let window = [Window { days: Vec::new(), start: time(2, 0, 0, 0), length_s: 3600 }];
+        let berlin = jiff::tz::TimeZoneDatabase::bundled().get("Europe/Berlin").unwrap();
+        // On 2026-03-29 the clock goes from 02:00 to 03:00 at 01:00Z.
+        let next = Opening::At(at("2026-03-30T00:00:00Z"));
+        assert_eq!(opening(&window, &berlin, at("2026-03-29T00:59:59Z"), 0), next);
+        assert_eq!(opening(&window, &berlin, at("2026-03-29T01:00:00Z"), 0), next);
     }
 
     #[test]

@@ -239,12 +239,19 @@ pub enum Wait {
         cap: String,
         /// Its limit.
         max: u32,
+        /// Permits held in all its groups.
+        held: u32,
     },
     /// No window is open, or what is left of it is too short for a reboot.
     Window {
         /// When the next one opens; none if never.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         opens: Option<Timestamp>,
+    },
+    /// The policy has windows in a time zone that this program does not know.
+    TimeZone {
+        /// Its name, as the policy has it.
+        name: String,
     },
     /// A holder failed or is stuck, and the policy halts the group.
     Halted {
@@ -279,7 +286,11 @@ pub enum Wait {
     /// The queue has no place left.
     QueueFull,
     /// The limit is a percentage, and it is not known of how many.
-    SizeUnknown,
+    SizeUnknown {
+        /// Whose limit: a zone's, or the group's.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        zone: Option<Zone>,
+    },
 }
 
 /// Why a command is refused.

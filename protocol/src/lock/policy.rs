@@ -5,6 +5,7 @@
 use super::document::{ClientId, Zone};
 use crate::id::Group;
 use crate::window::Window;
+use jiff::tz::{TimeZone, TimeZoneDatabase};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -63,6 +64,9 @@ pub struct Zones {
     /// For the zones that have one.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub limits: BTreeMap<Zone, Limit>,
+    /// How many nodes a zone has, for [`Limit::Percent`], where the backend cannot count them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sizes: BTreeMap<Zone, u32>,
 }
 
 /// What a holder that failed or is stuck does to its group. It frees its permit only with [`Self::Release`].
@@ -100,6 +104,15 @@ pub struct Cap {
 pub struct Caps {
     /// By name.
     pub caps: BTreeMap<String, Cap>,
+}
+
+impl Policy {
+    /// The time zone of the windows, from the tz database that this program was built with: so every backend and every
+    /// node decides alike, whatever their system's files say. None where that has no such zone.
+    #[must_use]
+    pub fn time_zone(&self) -> Option<TimeZone> {
+        TimeZoneDatabase::bundled().get(&self.time_zone).ok()
+    }
 }
 
 impl Default for Policy {
