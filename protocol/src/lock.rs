@@ -11,10 +11,11 @@ mod apply;
 mod command;
 mod document;
 mod policy;
+mod queue;
 mod wait;
 
 pub use admit::{Candidate, admit, in_force};
-pub use apply::Applied;
+pub use apply::{Applied, apply};
 pub use command::{Command, Context, Population, QuorumHealth, Refusal, Reply, Request, Usage, Wait};
 pub use document::{
     Act, ActKind, AttemptId, ClientId, Document, Finished, Holder, InvalidLockId, Phase, Proved, Waiter, Zone,

@@ -143,7 +143,8 @@ fn halt(policy: &Policy, holder: &Holder) -> Option<Wait> {
     }
 }
 
-fn window(policy: &Policy, context: &Context) -> Option<Wait> {
+/// What the windows alone say.
+pub(super) fn window(policy: &Policy, context: &Context) -> Option<Wait> {
     if policy.windows.is_empty() {
         return None;
     }

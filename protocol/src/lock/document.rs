@@ -244,8 +244,21 @@ pub enum ActKind {
         /// For which attempt.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         attempt: Option<AttemptId>,
+        /// Which grant: the same command that comes again finds itself carried out.
+        grant: u64,
         /// In which phase it was.
         phase: Phase,
+    },
+    /// A node was removed.
+    RemoveNode {
+        /// Which.
+        node: ClientId,
+        /// For which attempt it held or waited.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        attempt: Option<AttemptId>,
+        /// In which phase it was, if it held a permit.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        phase: Option<Phase>,
     },
     /// The policy was set.
     SetPolicy,
