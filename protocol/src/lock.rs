@@ -8,16 +8,20 @@
 
 mod admit;
 mod apply;
+mod check;
 mod command;
 mod document;
+mod file;
 mod policy;
 mod queue;
 mod wait;
 
 pub use admit::{Candidate, admit, in_force};
 pub use apply::{Applied, apply};
+pub use check::Problem;
 pub use command::{Command, Context, Population, QuorumHealth, Refusal, Reply, Request, Usage, Wait};
 pub use document::{
     Act, ActKind, AttemptId, ClientId, Document, Finished, Holder, InvalidLockId, Phase, Proved, Waiter, Zone,
 };
+pub use file::{KEYS, Key, PolicyFile, PolicyFileError, PolicyFileErrors};
 pub use policy::{Cap, Caps, Limit, OnTrouble, Policy, Quorum, Zones};

@@ -83,28 +83,36 @@ impl Window {
     }
 }
 
+/// The days' names as files and wire have them, from Monday on.
+pub(crate) const DAYS: [&str; 7] = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"];
+
+/// A day's name, as in [`DAYS`].
+pub(crate) fn day_name(day: Weekday) -> &'static str {
+    DAYS[usize::from(day.to_monday_zero_offset().unsigned_abs())]
+}
+
+/// The day of a name in [`DAYS`].
+pub(crate) fn day_named(name: &str) -> Option<Weekday> {
+    let at = DAYS.iter().position(|known| *known == name)?;
+    Weekday::from_monday_zero_offset(i8::try_from(at).ok()?).ok()
+}
+
 /// Days as `mon` to `sun`.
 mod days {
-    use super::Weekday;
+    use super::{DAYS, Weekday, day_name, day_named};
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-    const NAMES: [&str; 7] = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"];
-
     pub(super) fn serialize<S: Serializer>(days: &[Weekday], serializer: S) -> Result<S::Ok, S::Error> {
-        let names: Vec<_> =
-            days.iter().map(|day| NAMES[usize::from(day.to_monday_zero_offset().unsigned_abs())]).collect();
+        let names: Vec<_> = days.iter().map(|day| day_name(*day)).collect();
         names.serialize(serializer)
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Weekday>, D::Error> {
         let names = Vec::<String>::deserialize(deserializer)?;
         let day = |name: &String| {
-            let at = NAMES.iter().position(|known| known == name);
-            at.and_then(|at| i8::try_from(at).ok())
-                .and_then(|at| Weekday::from_monday_zero_offset(at).ok())
-                .ok_or_else(|| {
-                    serde::de::Error::custom(format!("not a day: expected {NAMES:?}, found {name:?}"))
-                })
+            day_named(name).ok_or_else(|| {
+                serde::de::Error::custom(format!("not a day: expected {DAYS:?}, found {name:?}"))
+            })
         };
         names.iter().map(day).collect()
     }
