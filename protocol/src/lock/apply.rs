@@ -1,5 +1,7 @@
 //! Step 9, permit: the lock's transitions.
 
+#![allow(clippy::result_large_err, reason = "a refusal is an answer, made once for each command, not a rare error")]
+
 use super::admit::{in_force, window};
 use super::command::{Command, Context, Refusal, Reply, Request};
 use super::document::{
@@ -37,7 +39,9 @@ pub fn apply(document: &Document, command: &Command, context: &Context) -> Appli
         return Applied { document: None, reply: Reply::Released { was_held: false } };
     }
     let mut after = document.clone();
-    expire(&mut after, context.now);
+    if !matches!(command, Command::SetPolicy { .. }) {
+        expire(&mut after, context.now);
+    }
     let reply = carry_out(&mut after, command, context).unwrap_or_else(|because| Reply::Refused { because });
     Applied { document: (after != *document).then_some(after), reply }
 }
@@ -508,10 +512,12 @@ fn remove_node(document: &mut Document, node: &ClientId, signed: &Signed<'_>) {
     }
 }
 
-/// Holders stay, whatever the new policy says: a lower limit grants nothing until the number is below it (I1).
+/// Holders stay above a lower limit, which grants nothing until their number is below it (I1). Those in trouble go at once
+/// where the new policy says so; the old one has nothing to say any more.
 fn set_policy(document: &mut Document, policy: &Policy, signed: &Signed<'_>) {
     if document.policy != *policy {
         document.policy = policy.clone();
         record(document, ActKind::SetPolicy, signed);
     }
+    expire(document, signed.now);
 }

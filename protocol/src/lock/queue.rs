@@ -1,5 +1,7 @@
 //! Step 9, permit: who is next, and when to ask again.
 
+#![allow(clippy::result_large_err, reason = "to wait is an answer, made once for each command, not a rare error")]
+
 use super::admit::{Candidate, admit};
 use super::command::{Context, Reply, Wait};
 use super::document::{ClientId, Document, Holder, QUEUE_MAX, Waiter};

@@ -385,7 +385,10 @@ pub fn check_step(
 fn may_end(holder: &Holder, document: &Document, command: &Command, now: Timestamp) -> bool {
     let is_stuck = holder.stuck_since.is_some() || holder.phase != Phase::Failed && holder.deadline < now;
     let is_failed = holder.phase == Phase::Failed;
-    let policy = &document.policy;
+    let policy = match command {
+        Command::SetPolicy { policy, .. } => policy,
+        _ => &document.policy,
+    };
     if is_stuck && policy.on_stuck == OnTrouble::Release
         || is_failed && policy.on_failed == OnTrouble::Release
     {
