@@ -14,6 +14,7 @@ use jiff::Timestamp;
 use lock_world::{
     Answer, Doing, Message, Mutation, Node, Record, apply_with, at, attempt, boot, check_step, client,
     context, number,
+    plain::{key, plain},
 };
 use protocol::lock::{AttemptId, ClientId, Command, Document, Limit, Phase, Policy};
 use std::collections::HashMap;
@@ -105,61 +106,6 @@ struct Search<'a> {
 
 fn time(clock: i8) -> Timestamp {
     at(i64::from(clock) * JUMP_S)
-}
-
-/// A document without what no transition here goes by: times already spent, numbers of grants, records of operators.
-fn plain(mut document: Document) -> Document {
-    document.grants = 0;
-    document.acts.clear();
-    document.finished.sort_by(|a, b| (&a.node, &a.attempt).cmp(&(&b.node, &b.attempt)));
-    for finished in &mut document.finished {
-        finished.at = at(0);
-    }
-    document.holders.sort_by(|a, b| a.node.cmp(&b.node));
-    for holder in &mut document.holders {
-        holder.grant = 0;
-        holder.granted_at = at(0);
-        holder.phase_at = at(0);
-        if holder.stuck_since.is_some() {
-            holder.deadline = at(0);
-            holder.stuck_since = Some(at(0));
-        }
-        if holder.phase == Phase::Failed {
-            holder.deadline = Timestamp::MAX;
-        }
-    }
-    for waiter in &mut document.queue {
-        waiter.since = at(0);
-    }
-    document
-}
-
-/// All that [`plain`] leaves, as numbers.
-fn key(document: &Document) -> Vec<u16> {
-    let seconds = |time: Timestamp| {
-        u16::try_from((time.as_second() - at(0).as_second()).clamp(-30_000, 30_000) + 30_000).unwrap()
-    };
-    let node = |id: &str| id[1..].split('.').next().unwrap().parse::<u16>().unwrap();
-    let mut key = Vec::with_capacity(64);
-    for holder in &document.holders {
-        let boots = [&holder.boot_before, &holder.boot_after];
-        key.extend([1, node(holder.node.as_str()), number(holder.attempt.as_ref().unwrap().as_str())]);
-        // A mutation makes up a boot id without a number.
-        key.extend(boots.map(|boot| {
-            boot.as_ref()
-                .map_or(1000, |boot| if boot.as_str() == "another" { 1001 } else { number(boot.as_str()) })
-        }));
-        key.extend([number(holder.to.as_ref().unwrap().as_str()), holder.phase as u16]);
-        key.extend([seconds(holder.deadline), u16::from(holder.stuck_since.is_some())]);
-    }
-    for waiter in &document.queue {
-        let attempt = number(waiter.attempt.as_ref().unwrap().as_str());
-        key.extend([2, node(waiter.node.as_str()), attempt, seconds(waiter.seen)]);
-    }
-    for finished in &document.finished {
-        key.extend([3, node(finished.node.as_str()), number(finished.attempt.as_str())]);
-    }
-    key
 }
 
 impl<'a> Search<'a> {
@@ -378,7 +324,7 @@ impl<'a> Search<'a> {
     /// stands for its revision: were it another one with the same content, the result would be the same too.
     fn write_at_last(&mut self, state: &State) -> Result<Option<State>, String> {
         let Some((message, read)) = state.slow else { return Ok(None) };
-        let guarded = self.setup.mutation != Some(Mutation::NoRevisionGuard);
+        let guarded = self.setup.mutation != Some(Mutation::IgnoresRevision);
         let basis = if guarded { state.document } else { read };
         let (document, _) = self.say(basis, message, state.clock)?;
         let document = if !guarded && document == read { state.document } else { document };
@@ -581,7 +527,10 @@ fn holds(name: &str, kinds: &[Fault], attempts: u16, faults: usize, max: u32, at
     for same_release in [false, true] {
         let setup = Setup { max, kinds, attempts, same_release, mutation: None, faults, states: 4_000_000 };
         let found = search(setup).unwrap_or_else(|violation| panic!("{name}, max {max}: {violation}"));
-        println!("{name}, max {max}, same release {same_release}: {found:?}");
+        let Found { states, documents, by_faults, .. } = &found;
+        println!(
+            "{name}, max {max}, same release {same_release}: {states} states, {documents} documents; {by_faults:?}"
+        );
         assert!(found.is_complete, "the bound was not reached: {found:?}");
         // Small searches pass by not searching.
         assert!(found.states >= at_least, "{found:?}");
@@ -641,15 +590,15 @@ fn finds(mutation: Mutation, kinds: &[Fault], same_release: bool, expected: &str
 
 #[test]
 fn a_store_that_does_not_compare_revisions_is_found_out() {
-    finds(Mutation::NoRevisionGuard, &[Fault::SlowBackend], false, "I");
+    finds(Mutation::IgnoresRevision, &[Fault::SlowBackend], false, "I");
 }
 
 #[test]
 fn nodes_that_do_not_verify_are_found_out() {
-    finds(Mutation::NoVerify, &[Fault::Force], false, "I6");
+    finds(Mutation::SkipsVerify, &[Fault::Force], false, "I6");
 }
 
 #[test]
 fn a_lock_that_does_not_compare_boots_is_found_out() {
-    finds(Mutation::NoBootCheck, &[Fault::Restart], true, "I2, I4, I5");
+    finds(Mutation::BelievesBoots, &[Fault::Restart], true, "I2, I4, I5");
 }

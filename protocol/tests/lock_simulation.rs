@@ -10,8 +10,7 @@ mod lock_world;
 
 use jiff::{SignedDuration, Timestamp};
 use lock_world::{
-    Answer, Doing, Mutation, Node, Record, Word, apply_with, at, attempt, check_step, client, is_holder,
-    number,
+    Answer, Doing, Mutation, Node, Record, Word, apply_with, at, check_step, client, is_holder, number,
 };
 use protocol::lock::{
     Command, Context, Document, Holder, Limit, OnTrouble, Phase, Policy, Reply, Usage, Waiter, Zone, Zones,
@@ -264,7 +263,7 @@ impl World {
         let applied = apply_with(before, &command, &context, self.mutation);
         check_step(before, &command, &context, &applied, self.mutation)?;
         if let Some(after) = &applied.document {
-            if self.revisions != read.revisions && self.mutation != Some(Mutation::NoRevisionGuard) {
+            if self.revisions != read.revisions && self.mutation != Some(Mutation::IgnoresRevision) {
                 self.counts.conflicts += 1;
                 self.calls[place].stage = Stage::Sent;
                 return Ok(());
@@ -574,15 +573,15 @@ fn finds(mutation: Mutation, expected: &[&str]) {
 
 #[test]
 fn a_store_that_does_not_compare_revisions_is_found_out() {
-    finds(Mutation::NoRevisionGuard, &["I1", "I6"]);
+    finds(Mutation::IgnoresRevision, &["I1", "I6"]);
 }
 
 #[test]
 fn nodes_that_do_not_verify_are_found_out() {
-    finds(Mutation::NoVerify, &["I6"]);
+    finds(Mutation::SkipsVerify, &["I6"]);
 }
 
 #[test]
 fn a_lock_that_does_not_compare_boots_is_found_out() {
-    finds(Mutation::NoBootCheck, &["I2, I4, I5", "I6"]);
+    finds(Mutation::BelievesBoots, &["I2, I4, I5", "I6"]);
 }

@@ -1,6 +1,9 @@
 //! Step 9, permit: the lock's transitions.
 
-#![allow(clippy::result_large_err, reason = "a refusal is an answer, made once for each command, not a rare error")]
+#![allow(
+    clippy::result_large_err,
+    reason = "a refusal is an answer, made once for each command, not a rare error"
+)]
 
 use super::admit::{in_force, window};
 use super::command::{Command, Context, Refusal, Reply, Request};

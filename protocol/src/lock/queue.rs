@@ -1,6 +1,9 @@
 //! Step 9, permit: who is next, and when to ask again.
 
-#![allow(clippy::result_large_err, reason = "to wait is an answer, made once for each command, not a rare error")]
+#![allow(
+    clippy::result_large_err,
+    reason = "to wait is an answer, made once for each command, not a rare error"
+)]
 
 use super::admit::{Candidate, admit};
 use super::command::{Context, Reply, Wait};
@@ -8,7 +11,7 @@ use super::document::{ClientId, Document, Holder, QUEUE_MAX, Waiter};
 use jiff::Timestamp;
 
 /// A waiter that was not seen for so long loses its place, in seconds.
-pub(super) const WAITER_MAX_S: i64 = 15 * 60;
+const WAITER_MAX_S: i64 = 15 * 60;
 /// How often [`Waiter::seen`] is written at most, in seconds: asking again does not write each time.
 const SEEN_EVERY_S: i64 = 5 * 60;
 /// When the head of the queue asks again, and how much later each one behind it, in seconds.

@@ -6,6 +6,8 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each of the test programs uses its part")]
 
+pub mod plain;
+
 use jiff::{SignedDuration, Timestamp};
 use protocol::id::BootId;
 use protocol::lock::{
@@ -18,11 +20,11 @@ use protocol::version::Version;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mutation {
     /// The store writes whatever revision it has.
-    NoRevisionGuard,
+    IgnoresRevision,
     /// Nodes reboot with the grant alone.
-    NoVerify,
+    SkipsVerify,
     /// Every boot id is what the lock wants to hear.
-    NoBootCheck,
+    BelievesBoots,
 }
 
 /// One node's engine, as far as the lock sees it.
@@ -203,8 +205,8 @@ impl Node {
             node.doing = Doing::Start;
         };
         match (word, answer) {
-            (Word::Request, Answer::Granted) if mutation == Some(Mutation::NoVerify) => {
-                self.doing = Doing::Go
+            (Word::Request, Answer::Granted) if mutation == Some(Mutation::SkipsVerify) => {
+                self.doing = Doing::Go;
             }
             (Word::Request, Answer::Granted) => self.doing = Doing::Ready,
             (Word::Request, Answer::Rebooted) => self.doing = Doing::Failing,
@@ -313,7 +315,7 @@ fn without_boot_check(document: &Document, command: &Command) -> Command {
             *boot = before(node).unwrap_or(boot.clone());
         }
         Command::Booted { boot, .. } | Command::Confirm { boot, .. } | Command::Fail { boot, .. } => {
-            *boot = other
+            *boot = other;
         }
         _ => {}
     }
@@ -327,7 +329,7 @@ pub fn apply_with(
     context: &Context,
     mutation: Option<Mutation>,
 ) -> Applied {
-    if mutation == Some(Mutation::NoBootCheck) {
+    if mutation == Some(Mutation::BelievesBoots) {
         apply(document, &without_boot_check(document, command), context)
     } else {
         apply(document, command, context)
