@@ -411,7 +411,8 @@ impl World {
                 }
             }
             if down > self.ceilings[group] {
-                return Err(format!("I1: {down} are down of group {group}, {} may be", self.ceilings[group]));
+                let limit = self.ceilings[group];
+                return Err(format!("I1: {down} are down, {limit} may be: {:?}", self.documents[group]));
             }
         }
         Ok(())
@@ -443,6 +444,7 @@ impl World {
     fn deliver(&mut self) -> Result<(), String> {
         while !self.calls.is_empty() {
             self.progress(self.calls.len() - 1)?;
+            self.check()?;
         }
         Ok(())
     }

@@ -353,18 +353,23 @@ fn waiters_go_by_priority_then_in_turn_and_may_not_be_passed() {
     }
     let order: Vec<_> = lock.document.queue.iter().map(|waiter| waiter.node.clone()).collect();
     assert_eq!(order, [4, 2, 3].map(client));
+    lock.tell(&set(Policy { priorities: [(client(3), 2)].into(), ..Policy::default() }));
+    assert_eq!(lock.document.queue[0].node, client(3), "a new policy counts before node 3 asks again");
+    lock.tell(&set(Policy { priorities: [(client(3), 0), (client(4), 1)].into(), ..Policy::default() }));
+    lock.tell(&abandon(3, 1, 0));
+    lock.tell(&request(3, 2, 0, 1));
     lock.tell(&confirm(1, 1, 1, 1));
     let reply = lock.tell(&request(2, 1, 0, 1));
     assert!(matches!(waits(&reply), [Wait::Queue { ahead: 1 }]), "{reply:?}");
     // With two permits the second one goes too, before the first has come for its own.
     lock.tell(&set(Policy { max: Limit::Count(2), ..lock.document.policy.clone() }));
     assert!(matches!(lock.tell(&request(2, 1, 0, 1)), Reply::Granted { .. }));
-    assert!(matches!(waits(&lock.tell(&request(3, 1, 0, 1))), [Wait::Queue { ahead: 1 }]));
+    assert!(matches!(waits(&lock.tell(&request(3, 2, 0, 1))), [Wait::Queue { ahead: 1 }]));
     // A waiter that stopped asking is not waited for.
     lock.pass(10 * 60);
-    lock.tell(&request(3, 1, 0, 1));
+    lock.tell(&request(3, 2, 0, 1));
     lock.pass(6 * 60);
-    assert!(matches!(lock.tell(&request(3, 1, 0, 1)), Reply::Granted { .. }));
+    assert!(matches!(lock.tell(&request(3, 2, 0, 1)), Reply::Granted { .. }));
 }
 
 #[test]

@@ -520,6 +520,7 @@ fn remove_node(document: &mut Document, node: &ClientId, signed: &Signed<'_>) {
 fn set_policy(document: &mut Document, policy: &Policy, signed: &Signed<'_>) {
     if document.policy != *policy {
         document.policy = policy.clone();
+        queue::rank_by_policy(document);
         record(document, ActKind::SetPolicy, signed);
     }
     expire(document, signed.now);

@@ -9,6 +9,7 @@ use super::admit::{Candidate, admit};
 use super::command::{Context, Reply, Wait};
 use super::document::{ClientId, Document, Holder, QUEUE_MAX, Waiter};
 use jiff::Timestamp;
+use std::cmp::Reverse;
 
 /// A waiter that was not seen for so long loses its place, in seconds.
 const WAITER_MAX_S: i64 = 15 * 60;
@@ -125,6 +126,17 @@ fn take_place(document: &mut Document, mut waiter: Waiter, now: Timestamp) -> bo
     let behind = document.queue.iter().rposition(|other| other.priority >= waiter.priority);
     document.queue.insert(behind.map_or(0, |behind| behind + 1), waiter);
     true
+}
+
+/// Puts the waiters in the order that a new policy gives them. One whose priority it no longer names keeps its place until
+/// it asks again, with a priority of its own.
+pub(super) fn rank_by_policy(document: &mut Document) {
+    for waiter in &mut document.queue {
+        if let Some(priority) = document.policy.priorities.get(&waiter.node) {
+            waiter.priority = *priority;
+        }
+    }
+    document.queue.sort_by_key(|waiter| Reverse(waiter.priority));
 }
 
 /// Takes away the places of those that stopped asking. A time that lies ahead, after the clock went back, counts from
