@@ -10,6 +10,7 @@
 //! | [`layout`] | 7, 8: which partitions make up a slot |
 //! | [`mounts`], [`slots`] | 7: evidence that a slot may be written, and that it holds what it should |
 //! | [`table`] | 8, 11, 12: the partition table, its repair, the flip, confirming |
+//! | `whole` (feature `loader`) | 11: the disk as the loader's sequence sees it |
 //! | [`durable`] | all: files that survive a power cut |
 
 pub mod assemble;
@@ -26,6 +27,8 @@ pub mod slots;
 pub mod table;
 #[cfg(feature = "testing")]
 pub mod testing;
+#[cfg(feature = "loader")]
+pub mod whole;
 pub mod window;
 
 pub use device::{Access, DiskFile, OpenError};

@@ -224,20 +224,6 @@ impl Disk {
         Ok(true)
     }
 
-    /// Boots as the loader would: selects a slot and records the try it spends. `None` where no slot can be booted.
-    ///
-    /// # Errors
-    /// [`DiskError`] where the try could not be recorded; the disk may be in the state before or after.
-    pub fn boot(&mut self) -> Result<Option<Slot>, DiskError> {
-        self.reload()?;
-        let Some((slot, choice)) = self.select() else { return Ok(None) };
-        if let Some(attributes) = choice.write {
-            self.repair_only()?;
-            self.commit(&[(slot, attributes)])?;
-        }
-        Ok(Some(slot))
-    }
-
     /// Step 7: makes sure that boot selection cannot choose the slot that is about to be written.
     ///
     /// # Errors

@@ -5,6 +5,10 @@
 //! may be missing, whatever their order; a write of several sectors may have stopped after any 512 bytes, also where
 //! sectors are larger; and the 512 bytes it stopped in may hold garbage. Nothing else changes.
 
+mod loader;
+
+pub use loader::boot;
+
 use crate::medium::{Medium, ReadBack};
 use crate::mounts::MountTable;
 use crate::table::PartitionView;

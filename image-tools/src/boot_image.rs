@@ -224,8 +224,8 @@ fn files(args: &BuildArgs, cmdline: &str, given: bool) -> anyhow::Result<(Vec<Fa
         let bytes = fat::read_input(path)?;
         ensure!(
             content::is_initrd(&bytes),
-            "{} is no initrd: expected a cpio archive, plain or compressed with gzip, zstd, xz, lz4 (lz4 -l), lzma, bzip2 or \
-             lzo, found {}",
+            "{} is no initrd: expected a cpio archive (cpio -H newc), plain or compressed with gzip, zstd, xz, lz4 (lz4 -l), \
+             lzma, bzip2 or lzo, found {}",
             path.display(),
             content::name(&bytes)
         );

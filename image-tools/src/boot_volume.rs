@@ -34,10 +34,11 @@ pub(crate) fn check(path: &Path, sector_size: Option<u32>, machines: &[u16]) -> 
         medium.len()
     );
     if let Some(disk_sector) = sector_size.filter(|disk_sector| *disk_sector > volume_sector) {
-        return Err(anyhow!(
-            "the boot image {shown} is made for sectors of {volume_sector} bytes: expected {disk_sector}, as the disk has, \
-             or no firmware reads it; make it again with `boot-image build --sector-size {disk_sector}`"
-        ));
+        // EDK2 reads it, and the kernel starts.
+        tracing::warn!(
+            "the boot image {shown} is made for sectors of {volume_sector} bytes, the disk has {disk_sector}: some firmware, \
+             and Linux's vfat, do not read it; make it again with `boot-image build --sector-size {disk_sector}`"
+        );
     }
     let window = SlotWindow::read_only(Arc::new(medium), 0, volume_len)
         .with_context(|| format!("cannot read {shown}"))?;

@@ -84,7 +84,8 @@ pub fn main() -> ExitCode {
 /// What clap says of a command line that it does not take, or of a help text that was asked for.
 fn usage(error: &clap::Error) -> ExitCode {
     // The command line was not understood, so whether it asks for JSON shows in its words only.
-    if error.use_stderr() && std::env::args_os().any(|word| word == "--json") {
+    let mut options = std::env::args_os().skip(1).take_while(|word| word != "--");
+    if error.use_stderr() && options.any(|word| word == "--json") {
         let text = error.to_string();
         // What is wrong; after an empty line follow usage and hints.
         let words: Vec<_> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();

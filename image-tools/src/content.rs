@@ -45,9 +45,11 @@ const FILE_SYSTEMS: [(usize, &[u8], &str); 15] = [
 ];
 
 /// The marks of other files that are mistaken for images.
-const OTHERS: [(usize, &[u8], &str); 14] = [
+const OTHERS: [(usize, &[u8], &str); 18] = [
     (0x202, b"HdrS", KERNEL),
     (0x38, b"ARM\x64", KERNEL),
+    // Compressed, behind a program that unpacks it (CONFIG_EFI_ZBOOT).
+    (4, b"zimg", KERNEL),
     (0x200, b"EFI PART", GPT),
     (0x1000, b"EFI PART", GPT),
     (0, b"MZ", "a PE program"),
@@ -57,20 +59,22 @@ const OTHERS: [(usize, &[u8], &str); 14] = [
     (0, &[0x28, 0xb5, 0x2f, 0xfd], "a zstd file"),
     (0, b"\xfd7zXZ\0", "an xz file"),
     (0, b"BZh", "a bzip2 file"),
-    (0, b"07070", "a cpio archive"),
+    (0, b"070701", "a cpio archive"),
+    (0, b"070702", "a cpio archive"),
+    (0, b"070707", "a cpio archive in the format odc"),
+    (0, &[0xc7, 0x71], "a cpio archive in the format bin"),
     (0, b"PK\x03\x04", "a zip archive"),
     (0, b"QFI\xfb", "a qcow2 disk"),
 ];
 
-/// How the kernel's initial file systems begin: archives, and archives compressed in the ways that a kernel unpacks.
-const INITRDS: [&[u8]; 11] = [
+/// How the kernel's initial file systems begin: archives in the two formats that a kernel knows (`cpio -H newc`, and the
+/// same with checksums), and what is compressed in the ways that a kernel unpacks.
+const INITRDS: [&[u8]; 9] = [
     b"070701",
     b"070702",
-    b"070707",
-    &[0xc7, 0x71],
     &[0x1f, 0x8b],
     b"BZh",
-    &[0x5d, 0, 0],
+    &[0x5d, 0],
     b"\xfd7zXZ\0",
     b"\x89LZO\0",
     &[0x02, 0x21, 0x4c, 0x18],
@@ -209,6 +213,16 @@ mod tests {
     fn initial_file_systems_are_archives() {
         for mark in INITRDS {
             assert!(is_initrd(mark) && is_initrd(&[&[0; 8][..], mark].concat()));
+        }
+        // As a kernel does it, after two bytes.
+        assert!(is_initrd(&[0x5d, 0, 0x80]));
+        let odc =
+            &b"0707070000000000001006440000000000000000010000000000000000000001300000000000TRAILER!!!\0"[..];
+        let bin = [0xc7, 0x71, 0, 0, 0, 0, 0, 0];
+        for (archive, found) in
+            [(odc, "a cpio archive in the format odc"), (&bin, "a cpio archive in the format bin")]
+        {
+            assert!(!is_initrd(archive) && name(archive) == found, "{found}");
         }
         for bad in [&b""[..], b"text", &[0; 64], &[0x04, 0x22, 0x4d, 0x18], b"hsqs"] {
             assert!(!is_initrd(bad), "{bad:?}");

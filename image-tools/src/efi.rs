@@ -65,11 +65,15 @@ impl<'a> EfiProgram<'a> {
     }
 
     /// Whether it has the header of its architecture's Linux kernels. On x86-64 the kernel's documentation calls it the
-    /// setup header, on arm64 the image header.
+    /// setup header, on arm64 the image header; where the kernel is compressed behind a program that unpacks it
+    /// (CONFIG_EFI_ZBOOT, which x86 does not have), that has a mark of its own.
     fn is_linux(&self) -> bool {
-        let (place, mark) =
-            if self.machine == kernel::X86_64 { (0x202, b"HdrS") } else { (0x38, b"ARM\x64") };
-        self.bytes.get(place..place + 4) == Some(mark)
+        let stands = |place: usize, mark: &[u8; 4]| self.bytes.get(place..place + 4) == Some(mark);
+        if self.machine == kernel::X86_64 {
+            stands(0x202, b"HdrS")
+        } else {
+            stands(0x38, b"ARM\x64") || stands(4, b"zimg")
+        }
     }
 
     /// Whether it is a unified kernel image: the kernel is a section of it.
@@ -146,13 +150,18 @@ pub(crate) fn check_loader(bytes: &[u8]) -> anyhow::Result<()> {
              (`image-tools boot-image build`), and that with --boot"
         );
     }
-    // The variable in which it tells the started system of the boot: no other program has it.
-    let mark: Vec<u8> = "FlipsideBoot".encode_utf16().flat_map(u16::to_le_bytes).collect();
-    if !bytes.windows(mark.len()).any(|window| window == mark) {
+    if !is_boot_select(bytes) {
         tracing::warn!(
             "the loader is not boot-select: expected image-tools/boot-select's program; another one must follow the same \
              rule (docs/boot.md)"
         );
     }
     Ok(())
+}
+
+/// Whether a program is boot-select, which starts nothing but what lies on BOOT partitions.
+pub(crate) fn is_boot_select(program: &[u8]) -> bool {
+    // The variable in which it tells the started system of the boot: no other program has it.
+    let mark: Vec<u8> = "FlipsideBoot".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    program.windows(mark.len()).any(|window| window == mark)
 }

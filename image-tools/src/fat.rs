@@ -6,7 +6,9 @@
 
 use anyhow::{Context as _, ensure};
 use disk::SlotWindow;
-use fatfs::{Date, DateTime, FatType, FileSystem, FormatVolumeOptions, FsOptions, Time, TimeProvider};
+use fatfs::{
+    Date, DateTime, DirEntry, FatType, FileSystem, FormatVolumeOptions, FsOptions, Time, TimeProvider,
+};
 use protocol::digest::Hasher;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -232,24 +234,57 @@ impl Reader {
         FileSystem::new(WindowBytes { window, at: 0 }, FsOptions::new()).map(Self)
     }
 
-    fn contents(&self, name: &str, max_bytes: u64) -> io::Result<Option<Vec<u8>>> {
-        let file = match self.0.root_dir().open_file(name.trim_start_matches('\\')) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        let mut bytes = Vec::new();
-        file.take(max_bytes.saturating_add(1)).read_to_end(&mut bytes)?;
-        if bytes.len() as u64 > max_bytes {
+    /// The whole of a file, which is at most `max_bytes` long; `None` where there is none. `path` is separated by `/`.
+    ///
+    /// # Errors
+    /// Where it is longer, or cannot be read whole.
+    pub(crate) fn contents(&self, path: &str, max_bytes: u64) -> io::Result<Option<Vec<u8>>> {
+        let Some(entry) = none_if_missing(self.entry(path))?.flatten() else { return Ok(None) };
+        if entry.is_dir() {
+            return Err(io::Error::other("a folder: expected a file"));
+        }
+        // Reading ends without a word where the chain of clusters ends, and seeking to the end does so as well: only
+        // the folder knows how long the file is.
+        let len = entry.len();
+        if len > max_bytes {
             return Err(io::Error::other(format!("longer than {max_bytes} bytes")));
         }
+        let mut bytes = Vec::new();
+        entry.to_file().read_to_end(&mut bytes)?;
+        if bytes.len() as u64 != len {
+            return Err(io::Error::other(format!("cut off: {} of {len} bytes", bytes.len())));
+        }
         Ok(Some(bytes))
+    }
+
+    /// What the folders say of a file.
+    fn entry(&self, path: &str) -> io::Result<Option<DirEntry<'_, WindowBytes>>> {
+        let root = self.0.root_dir();
+        let (folder, name) = match path.rsplit_once('/') {
+            Some((folder, name)) => (root.open_dir(folder)?, name),
+            None => (root, path),
+        };
+        for entry in folder.iter() {
+            let entry = entry?;
+            if entry.short_file_name_as_bytes().eq_ignore_ascii_case(name.as_bytes()) {
+                return Ok(Some(entry));
+            }
+        }
+        Ok(None)
     }
 }
 
 impl boot_select::Files for Reader {
     fn read(&mut self, name: &str, max_bytes: u64) -> Result<Option<Vec<u8>>, String> {
-        self.contents(name, max_bytes).map_err(|error| format!("{name}: {error}"))
+        self.contents(name.trim_start_matches('\\'), max_bytes).map_err(|error| format!("{name}: {error}"))
+    }
+}
+
+fn none_if_missing<T>(found: io::Result<T>) -> io::Result<Option<T>> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

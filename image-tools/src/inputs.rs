@@ -68,15 +68,35 @@ fn is_partition(part: u64, whole: u64) -> bool {
     folder(part).zip(folder(whole)).is_some_and(|(part, whole)| part.parent() == Some(&whole))
 }
 
-/// The file behind a loop device.
+/// The file behind a loop device, or behind a partition of one.
 fn backing_file(device: u64) -> Option<PathBuf> {
-    let text = std::fs::read_to_string(sysfs(device).join("loop/backing_file")).ok()?;
+    backing_file_of(&std::fs::canonicalize(sysfs(device)).ok()?)
+}
+
+/// The same by the device's folder in sysfs. A partition's lies in its disk's, where the file is named.
+fn backing_file_of(folder: &Path) -> Option<PathBuf> {
+    let named = |folder: &Path| std::fs::read_to_string(folder.join("loop/backing_file")).ok();
+    let text = named(folder).or_else(|| named(folder.parent()?))?;
     Some(PathBuf::from(text.trim_end_matches('\n')))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_partition_of_a_loop_device_lies_in_its_file() {
+        let sys = tempfile::tempdir().unwrap();
+        let (device, other) = (sys.path().join("block/loop0"), sys.path().join("block/vda/vda1"));
+        for folder in [&device.join("loop"), &device.join("loop0p3"), &other] {
+            std::fs::create_dir_all(folder).unwrap();
+        }
+        std::fs::write(device.join("loop/backing_file"), "/images/my disk\n").unwrap();
+        for folder in [&device, &device.join("loop0p3")] {
+            assert_eq!(backing_file_of(folder).as_deref(), Some(Path::new("/images/my disk")));
+        }
+        assert_eq!(backing_file_of(&other), None);
+    }
 
     #[test]
     fn a_file_is_itself_under_each_of_its_names() {

@@ -131,6 +131,36 @@ fn what_a_machine_could_not_boot_is_refused() {
     assert!(String::from_utf8_lossy(&said.get_output().stderr).contains("no panic="));
 }
 
+#[test]
+fn a_kernel_that_unpacks_itself_is_one() {
+    let folder = Folder::new();
+    for (machine, accepted) in [(0xaa64u16, true), (0x8664, false)] {
+        let mut zboot = unified(b".text");
+        zboot[4..8].copy_from_slice(b"zimg");
+        zboot[0x44..0x46].copy_from_slice(&machine.to_le_bytes());
+        folder.write("zboot", &zboot);
+        let build = "boot-image build --force --kernel zboot --cmdline panic=10 --out boot.img";
+        if accepted {
+            assert_eq!(folder.json(build)["arch"], "arm64");
+        } else {
+            let text = folder.refused(build);
+            assert!(text.contains("no Linux kernel: the header of one was expected"), "{text}");
+        }
+    }
+}
+
+#[test]
+fn an_initrd_that_no_kernel_unpacks_is_refused() {
+    let folder = Folder::new();
+    for (mark, found) in [(&b"070707"[..], "odc"), (&[0xc7, 0x71], "bin")] {
+        folder.write("initrd", &[mark, &[b'0'; 600]].concat());
+        let text = folder
+            .refused("boot-image build --kernel vmlinuz --initrd initrd --cmdline panic=1 --out boot.img");
+        assert!(text.contains("expected a cpio archive (cpio -H newc), plain or compressed"), "{text}");
+        assert!(text.ends_with(&format!("found a cpio archive in the format {found}\n")), "{text}");
+    }
+}
+
 fn partition(shown: &Value, name: &str, disk: &Path) -> Vec<u8> {
     let part = shown["partitions"].as_array().unwrap().iter().find(|part| part["name"] == name).unwrap();
     let mut bytes = vec![0; usize::try_from(part["bytes"].as_u64().unwrap()).unwrap()];

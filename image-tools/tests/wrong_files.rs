@@ -5,7 +5,7 @@
 
 mod folder;
 
-use folder::{Folder, kernel};
+use folder::{Folder, initrd, kernel, unified};
 use serde_json::{Value, json};
 use std::fs::File;
 use std::io::Write as _;
@@ -15,7 +15,10 @@ const BUILD: &str = "boot-image build --kernel vmlinuz --initrd initrd --cmdline
 const CREATE: &str = "disk create disk --boot-size 8M --esp-size 4M --slot-size 1M --state-size 1M";
 const RELEASE: &str = "release build --version 1.0.0 --root root --level 1 --out release";
 
-/// A FAT volume with these files, each shorter than a cluster.
+/// Bytes in a cluster of [`volume`].
+const CLUSTER: usize = 512;
+
+/// A FAT volume with these files.
 fn volume(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut bytes = std::io::Cursor::new(vec![0; 1 << 20]);
     fatfs::format_volume(&mut bytes, fatfs::FormatVolumeOptions::new()).unwrap();
@@ -25,6 +28,15 @@ fn volume(files: &[(&str, &[u8])]) -> Vec<u8> {
     }
     system.unmount().unwrap();
     bytes.into_inner()
+}
+
+/// A volume whose file `name` goes on, says the root folder, where its only cluster ends.
+fn cut(name: &str, files: &[(&str, &[u8])], len: u32) -> Vec<u8> {
+    let mut bytes = volume(files);
+    let entry = format!("{:<11}", name.to_uppercase());
+    let at = bytes.windows(11).position(|window| window == entry.as_bytes()).unwrap();
+    bytes[at + 28..at + 32].copy_from_slice(&len.to_le_bytes());
+    bytes
 }
 
 /// A folder with boot images, good and bad, and a root that the tools know.
@@ -43,6 +55,13 @@ fn images() -> Folder {
     folder.write("no-kernel", &volume(&[("cmdline", b"quiet")]));
     folder.write("cut-kernel", &volume(&[("vmlinuz", &kernel()[..2000])]));
     folder.write("two-lines", &volume(&[("vmlinuz", &kernel()), ("cmdline", b"quiet\nro")]));
+    folder.write(
+        "cut-initrd",
+        &cut("initrd", &[("vmlinuz", &kernel()), ("initrd", &initrd()[..9])], 5_000_000),
+    );
+    folder.write("cut-cmdline", &cut("cmdline", &[("vmlinuz", &kernel()), ("cmdline", b"ro")], 60_000));
+    folder
+        .write("long-cmdline", &cut("cmdline", &[("vmlinuz", &kernel()), ("cmdline", b"ro")], 4_000_000_000));
     folder.write("empty-initrd", &volume(&[("vmlinuz", &kernel()), ("initrd", b"")]));
     folder
 }
@@ -62,6 +81,9 @@ fn a_boot_image_that_nothing_boots_goes_into_no_disk_and_no_release() {
         ("cut-kernel", "\\vmlinuz: the file is cut off"),
         ("two-lines", "\\cmdline: more than one line"),
         ("empty-initrd", "\\initrd: empty"),
+        ("cut-initrd", &format!("\\initrd: cut off: {CLUSTER} of 5000000 bytes")),
+        ("cut-cmdline", &format!("\\cmdline: cut off: {CLUSTER} of 60000 bytes")),
+        ("long-cmdline", "\\cmdline: longer than 65536 bytes"),
         ("missing", "cannot read missing"),
     ];
     for (image, said) in cases {
@@ -80,10 +102,20 @@ fn a_boot_image_that_nothing_boots_goes_into_no_disk_and_no_release() {
 #[test]
 fn a_boot_image_fits_the_disk_and_the_architecture() {
     let folder = images();
-    let text = folder.refused(&format!("{CREATE} --sector-size 4096 --boot boot-512"));
-    assert!(text.contains("boot-512 is made for sectors of 512 bytes: expected 4096"), "{text}");
-    for (sector, boot) in [("512", "boot-512"), ("512", "boot-4096"), ("4096", "boot-4096")] {
-        folder.json(&format!("{CREATE} --force --sector-size {sector} --boot {boot}"));
+    // Some firmware starts the kernel from larger sectors all the same.
+    for (sector, boot, warned) in [
+        ("512", "boot-512", false),
+        ("512", "boot-4096", false),
+        ("4096", "boot-4096", false),
+        ("4096", "boot-512", true),
+    ] {
+        let said =
+            folder.tool(&format!("{CREATE} --force --sector-size {sector} --boot {boot}")).assert().success();
+        let text = String::from_utf8_lossy(&said.get_output().stderr).into_owned();
+        let warning =
+            "boot-512 is made for sectors of 512 bytes, the disk has 4096: some firmware, and Linux's vfat";
+        assert_eq!(text.contains(warning), warned, "{sector} {boot}: {text}");
+        assert_eq!(folder.json("disk boot disk")["start"]["partition"], "BOOT-A");
     }
     let text = folder.refused(&format!("{RELEASE} --arch arm64 --boot boot-512"));
     assert!(text.contains("it is for x86-64, expected arm64"), "{text}");
@@ -183,11 +215,55 @@ fn a_slot_that_cannot_be_started_is_left_out_and_the_next_one_tried() {
     assert_eq!(stderr, format!("image-tools: {error}\n"));
     // A BOOT partition without anything is left out as well, as long as the other one holds something.
     overwrite(&folder, "BOOT-A", &vec![0; 8 << 20]);
-    let text = folder.refused("disk boot disk");
+    let said = folder.tool("disk boot disk").assert().failure().code(1);
+    // What the loader says, for people too.
+    let text = String::from_utf8_lossy(&said.get_output().stdout).into_owned();
+    assert!(text.starts_with("chosen: A tries_left=0\nleft out: A: BOOT-A: it holds no FAT"), "{text}");
+    let text = String::from_utf8_lossy(&said.get_output().stderr).into_owned();
     assert!(text.contains("A: BOOT-A: it holds no FAT"), "{text}");
     overwrite(&folder, "BOOT-B", &vec![0; 8 << 20]);
     let booted = folder.json("disk boot disk");
     assert_eq!((&booted["slot"], &booted["start"]), (&json!("A"), &Value::Null));
+}
+
+/// The loader tells its started system of the boot in a variable: by that name it is known.
+fn boot_select() -> Vec<u8> {
+    let name = "FlipsideBoot".encode_utf16().flat_map(u16::to_le_bytes);
+    [unified(b".text"), name.collect()].concat()
+}
+
+#[test]
+fn a_disk_with_boot_select_starts_from_boot_images_or_not_at_all() {
+    let folder = images();
+    folder.write("boot-select.efi", &boot_select());
+    let text = folder.refused(&format!("{CREATE} --boot-select boot-select.efi --root root"));
+    assert!(text.contains("the disk would not boot") && text.contains("give one with --boot"), "{text}");
+    assert!(!folder.path("disk").exists());
+    folder.json(&format!("{CREATE} --boot-select boot-select.efi --root root --boot boot-512"));
+    assert_eq!(folder.json("disk boot disk")["start"]["partition"], "BOOT-A");
+    overwrite(&folder, "BOOT-A", &vec![0; 8 << 20]);
+    let said = folder.tool("disk boot disk --json").assert().failure().code(1);
+    let document: Value = serde_json::from_slice(&said.get_output().stdout).unwrap();
+    let error = document["error"].as_str().unwrap();
+    assert!(error.contains("no slot can be booted: A: BOOT-A: it holds no FAT volume"), "{error}");
+
+    // Another loader may find its kernels elsewhere: whether it starts is not known here.
+    let said =
+        folder.tool(&format!("{CREATE} --force --boot-select loader.efi --root root")).assert().success();
+    let text = String::from_utf8_lossy(&said.get_output().stdout).into_owned();
+    assert!(text.ends_with("slot A is chosen, without a boot image\n"), "{text}");
+    let booted = folder.json("disk boot disk");
+    assert_eq!((&booted["slot"], &booted["start"]), (&json!("A"), &Value::Null));
+}
+
+#[test]
+fn a_cut_file_is_left_out_as_the_loader_leaves_it_out() {
+    let folder = images();
+    folder.json(&format!("{CREATE} --boot cut-initrd --unchecked-boot"));
+    let said = folder.tool("disk boot disk --json").assert().failure().code(1);
+    let document: Value = serde_json::from_slice(&said.get_output().stdout).unwrap();
+    let reason = document["left_out"][0]["reason"].as_str().unwrap();
+    assert_eq!(reason, format!("\\initrd: cut off: {CLUSTER} of 5000000 bytes"));
 }
 
 #[test]
@@ -234,6 +310,9 @@ fn a_command_that_fails_says_so_as_a_document_too() {
         // Without it nothing is on stdout.
         assert!(folder.tool(arguments).assert().code(code).get_output().stdout.is_empty());
     }
+    // A name, not an option.
+    let said = folder.tool("disk show -- disk --json").assert().code(2);
+    assert!(said.get_output().stdout.is_empty());
     // What was found out is not lost.
     folder.json(&format!("{RELEASE} --arch x86-64"));
     folder.json("disk verify disk --slot A --release release");

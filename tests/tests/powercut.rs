@@ -186,8 +186,7 @@ impl Scene {
 
     /// Boots as the loader does, then runs the engine once.
     fn boot_and_run(&self, recorder: &Arc<Recorder>, state: &Path, boot: u32) -> (Slot, Exit, Status) {
-        let medium = Arc::clone(recorder) as Arc<dyn Medium>;
-        let slot = Disk::open(medium, &SlotLayout::default()).unwrap().boot().unwrap().expect("a slot boots");
+        let slot = disk::testing::boot(Arc::clone(recorder) as Arc<dyn Medium>).unwrap();
         let (exit, status) = self.run(recorder, state, slot, boot);
         (slot, exit, status)
     }
@@ -375,9 +374,8 @@ fn a_fallback_survives_a_power_cut_anywhere() {
     let state = scene.state("state");
     let recorder = Recorder::new(scene.disk.clone(), &state);
     assert_eq!(scene.run(&recorder, &state, Slot::A, 1).0, Exit::Done);
-    let open = || Disk::open(Arc::clone(&recorder) as Arc<dyn Medium>, &SlotLayout::default()).unwrap();
     let slot = loop {
-        let slot = open().boot().unwrap().unwrap();
+        let slot = disk::testing::boot(Arc::clone(&recorder) as Arc<dyn Medium>).unwrap();
         if slot == Slot::A {
             break slot;
         }

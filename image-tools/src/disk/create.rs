@@ -26,7 +26,7 @@ use tempfile::NamedTempFile;
 /// Partitions start and end at multiples of this.
 const MIB: u64 = 1 << 20;
 /// Where the firmware of an x86-64 machine looks for a loader that nobody has registered.
-const LOADER: &str = "EFI/BOOT/BOOTX64.EFI";
+pub(super) const LOADER: &str = "EFI/BOOT/BOOTX64.EFI";
 
 /// What the new disk is to be.
 #[derive(Debug, Args)]
@@ -117,7 +117,10 @@ pub(super) fn run(args: &CreateArgs, json: bool) -> anyhow::Result<()> {
         );
         println!("{document}");
     } else {
-        println!("{}: {}, slots of {}, slot A boots", args.disk.display(), Size(len), args.slot_size);
+        // Without a boot image it depends on a loader from elsewhere.
+        let boots =
+            if args.boot.is_some() { "slot A boots" } else { "slot A is chosen, without a boot image" };
+        println!("{}: {}, slots of {}, {boots}", args.disk.display(), Size(len), args.slot_size);
     }
     Ok(())
 }
@@ -144,6 +147,12 @@ fn system_partition(args: &CreateArgs, sector_size: u32) -> anyhow::Result<Optio
     let Some(path) = &args.boot_select else { return Ok(None) };
     let bytes = fat::read_input(path)?;
     efi::check_loader(&bytes).with_context(|| format!("{} is no loader", path.display()))?;
+    ensure!(
+        args.boot.is_some() || !efi::is_boot_select(&bytes),
+        "with {} as its loader the disk would not boot: boot-select starts slots from their boot images alone; give one \
+         with --boot",
+        path.display()
+    );
     let size = partition_len(args.esp_size).context("--esp-size is too large")?;
     let volume = Volume { size, sector_size, label: *b"ESP        ", preference: Preference::Fat32 };
     let file = NamedTempFile::new().context("cannot make a temporary file")?;

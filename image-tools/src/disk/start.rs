@@ -1,12 +1,14 @@
 //! Step 11, boot: a boot as the loader does it, on a disk that no firmware sees: the loader's own sequence chooses,
 //! records the try, and goes on to the next slot where one cannot be started; its own code reads the BOOT partition.
 //!
-//! The kernel is not started. On a disk none of whose BOOT partitions holds anything, whose boots are simulated by
-//! whoever asks, a slot is started by its attributes alone.
+//! The kernel is not started, and no firmware has a say in whether it may be. On a disk that has neither boot-select nor
+//! anything on its BOOT partitions, whose boots are simulated by whoever asks, a slot is started by its attributes alone.
 
 use super::SCHEMA;
+use super::create::LOADER;
 use crate::cli::Failure;
-use crate::fat;
+use crate::{efi, fat};
+use ::disk::whole::WholeDisk;
 use ::disk::{Access, DiskFile, Medium, SlotWindow};
 use boot_select::{BootFiles, Console, Facts, Loader, SlotPartitions, kernel};
 use protocol::gpt::{Entry, Table};
@@ -51,41 +53,10 @@ struct Booted {
     messages: Vec<String>,
 }
 
-/// The whole disk, as the loader uses it.
-struct WholeDisk(Arc<dyn Medium>);
-
-impl WholeDisk {
-    fn place(&self, lba: u64) -> Result<u64, String> {
-        lba.checked_mul(u64::from(self.0.block_size())).ok_or_else(|| format!("there is no sector {lba}"))
-    }
-}
-
-impl boot_select::Disk for WholeDisk {
-    fn sector_size(&self) -> u32 {
-        self.0.block_size()
-    }
-
-    fn sectors(&self) -> u64 {
-        self.0.len() / u64::from(self.0.block_size())
-    }
-
-    fn read(&mut self, lba: u64, bytes: &mut [u8]) -> Result<(), String> {
-        self.0.read_at(self.place(lba)?, bytes).map_err(|error| error.to_string())
-    }
-
-    fn write(&mut self, lba: u64, bytes: &[u8]) -> Result<(), String> {
-        self.0.write_at(self.place(lba)?, bytes).map_err(|error| error.to_string())
-    }
-
-    fn flush(&mut self) -> Result<(), String> {
-        self.0.flush().map_err(|error| error.to_string())
-    }
-}
-
 /// Reads what the slot starts from, and leaves it at that.
 struct Reader {
     medium: Arc<dyn Medium>,
-    /// Whether no BOOT partition holds anything.
+    /// Whether no BOOT partition holds anything, nor the system partition boot-select.
     simulated: bool,
 }
 
@@ -97,6 +68,16 @@ impl Reader {
             entry.first_lba.checked_mul(sector).zip(sectors.and_then(|count| count.checked_mul(sector)));
         let (offset, len) = place.ok_or("it does not lie on the disk")?;
         SlotWindow::read_only(self.medium.clone(), offset, len).map_err(|error| error.to_string())
+    }
+
+    /// Whether the system partition has boot-select where the firmware looks for a loader: then it is asked at each boot.
+    fn has_boot_select(&self, table: &Table) -> bool {
+        table.entries().filter(|entry| entry.name == "ESP").any(|entry| {
+            let volume = self.window(&entry).ok().and_then(|window| fat::Reader::open(window).ok());
+            // What cannot be read here is not read by a firmware either.
+            let program = volume.and_then(|volume| volume.contents(LOADER, kernel::MAX_BYTES).ok()?);
+            program.is_some_and(|program| efi::is_boot_select(&program))
+        })
     }
 
     /// Whether neither slot's BOOT partition holds anything.
@@ -160,13 +141,16 @@ impl Messages {
 /// `image-tools disk boot`.
 pub(super) fn run(path: &Path, json: bool) -> anyhow::Result<()> {
     let medium: Arc<dyn Medium> = Arc::new(DiskFile::open(path, Access::Write)?);
-    let mut disk = WholeDisk(medium.clone());
+    let mut disk = WholeDisk::new(medium.clone());
     let table = read_table(&mut disk, path)?;
     let mut loader = Reader { medium, simulated: false };
-    loader.simulated = loader.nothing_to_start(&table);
+    loader.simulated = loader.nothing_to_start(&table) && !loader.has_boot_select(&table);
     let mut messages = Messages::default();
     let started = boot_select::boot(&mut disk, &mut loader, &mut messages);
     let left_out = messages.left_out();
+    if started.is_err() && !json {
+        messages.0.iter().for_each(|message| println!("{message}"));
+    }
     let (slot, start) = started.map_err(|none| {
         let document = serde_json::json!({ "schema": SCHEMA, "slot": null, "left_out": left_out, "messages": messages.0 });
         Failure::new(document, format!("{}: {none}", path.display()))
