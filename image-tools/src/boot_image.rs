@@ -3,14 +3,13 @@
 
 use crate::disk::Size;
 use crate::fat::{self, FatFile, Preference, Volume};
-use crate::{content, efi, inputs};
+use crate::{content, efi, inputs, output};
 use anyhow::{Context as _, bail, ensure};
 use boot_select::cmdline::{BELIEVE_BACKUP, TRYING};
 use clap::{ArgGroup, Args, Subcommand};
 use protocol::digest::Sha256;
 use serde::Serialize;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// The schema number of what `--json` prints.
 const SCHEMA: u32 = 1;
@@ -105,6 +104,7 @@ pub(crate) fn run(command: &BootImageCommand, json: bool) -> anyhow::Result<()> 
     ];
     let given = given.iter().filter_map(|(option, path)| Some((*option, path.as_deref()?)));
     inputs::refuse_as_output(&args.out, given)?;
+    output::check(&args.out)?;
     if args.out.exists() && !args.force {
         bail!("{} exists: --force overwrites it", args.out.display());
     }
@@ -117,7 +117,7 @@ pub(crate) fn run(command: &BootImageCommand, json: bool) -> anyhow::Result<()> 
         label: *b"BOOT       ",
         preference: Preference::LargeClusters,
     };
-    let made = write(&args.out, &volume, &files)?;
+    let made = output::write(&args.out, |file, _| fat::write(file, &volume, &files))?;
     let built = Built {
         schema: SCHEMA,
         image: args.out.display().to_string(),
@@ -232,23 +232,4 @@ fn files(args: &BuildArgs, cmdline: &str, given: bool) -> anyhow::Result<(Vec<Fa
         files.push(FatFile { path: INITRD, bytes });
     }
     Ok((files, arch))
-}
-
-/// The image appears under its name when it is complete.
-fn write(out: &Path, volume: &Volume, files: &[FatFile]) -> anyhow::Result<fat::Made> {
-    let what = || format!("cannot write {}", out.display());
-    let folder = match out.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let file = tempfile::Builder::new()
-        .prefix(".boot-image-")
-        .permissions(std::fs::Permissions::from_mode(0o644))
-        .tempfile_in(folder)
-        .with_context(what)?;
-    let made = fat::write(file.as_file(), volume, files).with_context(what)?;
-    file.as_file().sync_all().with_context(what)?;
-    file.persist(out).with_context(what)?;
-    ::disk::durable::sync_dir(folder).with_context(what)?;
-    Ok(made)
 }

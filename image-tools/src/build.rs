@@ -168,6 +168,8 @@ fn assemble(head: &[u8], data: &mut File, out: &mut File) -> io::Result<Sha256> 
 fn publish(file: tempfile::NamedTempFile, path: &Path, dir: &Path) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
     file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
+    // Its name is its digest: a link of that name is replaced, not what it leads to.
+    disk::durable::replaceable(path)?;
     file.persist(path).map_err(|error| error.error)?;
     disk::durable::sync_dir(dir)
 }

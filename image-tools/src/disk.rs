@@ -13,8 +13,8 @@ pub(crate) use size::Size;
 
 use crate::content;
 use ::disk::{Access, Disk, DiskError, DiskFile, SlotLayout};
-use anyhow::{Context as _, bail};
-use clap::{Args, Subcommand};
+use anyhow::Context as _;
+use clap::{ArgGroup, Args, Subcommand};
 use protocol::gpt::TableError;
 use protocol::slot::Slot;
 use std::path::{Path, PathBuf};
@@ -50,6 +50,7 @@ pub(crate) struct DiskArgs {
 
 /// What to set.
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("what").required(true).multiple(true).args(["priority", "tries", "successful"])))]
 pub(crate) struct SetArgs {
     /// The disk: a regular file or a block device
     disk: PathBuf,
@@ -118,9 +119,6 @@ fn not_a_disk(path: &Path, error: &TableError) -> String {
 }
 
 fn set(args: &SetArgs, json: bool) -> anyhow::Result<()> {
-    if args.priority.is_none() && args.tries.is_none() && args.successful.is_none() {
-        bail!("nothing to set: give --priority, --tries or --successful");
-    }
     let mut disk = open(&args.disk, Access::Write)?;
     let old = disk.attributes(args.slot);
     let new = old

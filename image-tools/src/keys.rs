@@ -4,10 +4,12 @@
 //! Keys are never overwritten or removed: a replaced key keeps its file, its successor gets the next number
 //! (`targets-2.pem`), and which file holds which key is found out by key id.
 
+use crate::output;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Subcommand, ValueEnum};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use trust::document::{self, RoleKeys, RootContent, TargetsChange, expiry};
 use trust::folder::{self, root_key_name, root_name};
@@ -164,7 +166,7 @@ fn publics(keys: &[SigningKey]) -> Vec<PublicKey> {
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    disk::durable::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
+    output::write(path, |file, _| Ok(file.write_all(bytes)?))
 }
 
 fn init(args: &InitArgs, now: Timestamp) -> Result<Made> {

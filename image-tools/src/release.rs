@@ -4,7 +4,7 @@
 use crate::apply::install_to_file;
 use crate::build::{self, ImageInput, Settings};
 use crate::cli::progress_bar;
-use crate::{boot_volume, content, inputs};
+use crate::{boot_volume, content, inputs, output};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Subcommand};
 use protocol::chunker::Cutting;
@@ -15,7 +15,7 @@ use protocol::payload::{Content, Encoding, Header, Index};
 use protocol::version::Version;
 use serde_json::{Value, json};
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 /// The schema number of what `--json` prints.
@@ -201,6 +201,7 @@ pub fn build_release(
 ) -> Result<Release> {
     let manifest_path = dir.join("manifest.json");
     std::fs::create_dir_all(dir).with_context(|| format!("cannot make the folder {}", dir.display()))?;
+    output::check(&manifest_path)?;
     let old = match File::open(&manifest_path) {
         Ok(_) if !force => {
             bail!("{} holds a release already: give --force to replace it, or another folder", dir.display())
@@ -231,8 +232,7 @@ pub fn build_release(
     };
     let mut text = serde_json::to_vec_pretty(&manifest).context("cannot write the manifest")?;
     text.push(b'\n');
-    disk::durable::write(&manifest_path, &text)
-        .with_context(|| format!("cannot write {}", manifest_path.display()))?;
+    output::write(&manifest_path, |file, _| Ok(file.write_all(&text)?))?;
     if let Some(old) = old.filter(|old| *old != built.path) {
         std::fs::remove_file(&old)
             .with_context(|| format!("cannot remove the old payload {}", old.display()))?;

@@ -321,3 +321,80 @@ fn a_command_that_fails_says_so_as_a_document_too() {
     assert_eq!((&document["equal"], &document["partitions"][0]["role"]), (&json!(false), &json!("root")));
     assert!(document["error"].as_str().unwrap().contains("does not hold release 1.0.0: root differ"));
 }
+
+/// Renaming over a device node would destroy the node and report success. Nodes of one's own need root.
+#[test]
+fn an_output_replaces_nothing_but_a_regular_file() {
+    let folder = images();
+    let mut outputs = vec![("null", "a character device"), ("folder", "a folder"), ("pipe", "a pipe")];
+    std::os::unix::fs::symlink("/dev/null", folder.path("null")).unwrap();
+    std::fs::create_dir(folder.path("folder")).unwrap();
+    for (name, kind, number, found) in [
+        ("pipe", "p", &[][..], ""),
+        ("chr", "c", &["1", "3"], "a character device"),
+        ("blk", "b", &["7", "250"], "a block device"),
+    ] {
+        let mut mknod = std::process::Command::new("mknod");
+        let made = mknod.arg(folder.path(name)).arg(kind).args(number).output().unwrap().status.success();
+        if made && !found.is_empty() {
+            outputs.push((name, found));
+        }
+    }
+    for (out, found) in outputs {
+        let kind = folder.path(out).symlink_metadata().unwrap().file_type();
+        let text = folder.refused(&format!("{BUILD} --out {out} --force"));
+        assert_eq!(
+            text,
+            format!(
+                "image-tools: cannot write {out}: found {found}: expected a regular file, or nothing there\n"
+            )
+        );
+        assert_eq!(folder.path(out).symlink_metadata().unwrap().file_type(), kind, "{out}");
+        // A release's manifest goes by the same rule.
+        let release = folder.path(&format!("release-{out}"));
+        std::fs::create_dir(&release).unwrap();
+        std::os::unix::fs::symlink(folder.path(out), release.join("manifest.json")).unwrap();
+        let command = RELEASE.replace("--out release", &format!("--out release-{out} --force"));
+        let text = folder.refused(&format!("{command} --arch x86-64"));
+        assert!(text.contains(&format!("manifest.json: found {found}: expected")), "{text}");
+    }
+    let text = folder.refused(&format!("{BUILD} --out missing/boot.img"));
+    assert_eq!(
+        text,
+        "image-tools: cannot write missing/boot.img: there is no folder missing: make it first\n"
+    );
+    let text = folder.refused(&CREATE.replace("create disk", "create missing/disk"));
+    assert_eq!(text, "image-tools: cannot write missing/disk: there is no folder missing: make it first\n");
+
+    folder.write("old", b"old");
+    std::os::unix::fs::symlink("old", folder.path("link")).unwrap();
+    folder.json(&format!("{BUILD} --out link --force"));
+    assert!(folder.path("link").is_symlink() && folder.read("old") == folder.read("boot-512"));
+}
+
+#[test]
+fn an_output_that_nobody_reads_is_one_line_and_no_panic() {
+    let folder = images();
+    folder.json(CREATE);
+    for arguments in ["disk show disk", "disk show disk --json", "disk set disk --slot A --tries 0"] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin("image-tools"));
+        let said =
+            command.args(arguments.split(' ')).current_dir(folder.path(".")).stdout(writer).output().unwrap();
+        let text = String::from_utf8(said.stderr).unwrap();
+        assert_eq!(said.status.code(), Some(1), "{text}");
+        assert!(
+            text.starts_with("image-tools: cannot write to stdout: ") && text.lines().count() == 1,
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn nothing_to_set_is_wrong_usage() {
+    let folder = images();
+    folder.json(CREATE);
+    folder.tool("disk set disk --slot B").assert().code(2);
+    folder.json("disk set disk --slot B --priority 1 --tries 2");
+}

@@ -4,7 +4,7 @@
 use super::SCHEMA;
 use super::size::Size;
 use crate::fat::{self, FatFile, Preference, Volume};
-use crate::{boot_volume, content, efi, inputs};
+use crate::{boot_volume, content, efi, inputs, output};
 use ::disk::layout::ROOT_TYPE;
 use ::disk::{
     Access, AlignedBuf, Disk, DiskFile, Medium, MountTable as _, PartitionView, SlotLayout, SystemMounts,
@@ -18,7 +18,7 @@ use protocol::gpt::Guid;
 use protocol::slot::Attributes;
 use std::fs::File;
 use std::io::Read as _;
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tempfile::NamedTempFile;
@@ -169,25 +169,16 @@ fn partition_len(size: Size) -> Option<u64> {
 /// A new file appears under its name only when it is complete.
 fn create_file(args: &CreateArgs) -> anyhow::Result<(u64, u32)> {
     let state = args.state_size.unwrap_or(Size(256 * MIB));
+    output::check(&args.disk)?;
     lay_out(args, state, None)?;
     check_images(args, args.sector_size)?;
     let esp = system_partition(args, args.sector_size)?;
     let (parts, len) = lay_out(args, state, esp.as_ref().map(NamedTempFile::path))?;
-    let folder = match args.disk.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let what = || format!("cannot create {}", args.disk.display());
-    let file = tempfile::Builder::new()
-        .prefix(".disk-")
-        .permissions(std::fs::Permissions::from_mode(0o644))
-        .tempfile_in(folder)
-        .with_context(what)?;
-    file.as_file().set_len(len).with_context(what)?;
-    write_table(file.as_file(), args.sector_size, len, &parts).with_context(what)?;
-    fill(file.path(), args.sector_size, &parts)?;
-    file.persist(&args.disk).with_context(what)?;
-    ::disk::durable::sync_dir(folder).with_context(what)?;
+    output::write(&args.disk, |file, name| {
+        file.set_len(len)?;
+        write_table(file, args.sector_size, len, &parts)?;
+        fill(name, args.sector_size, &parts)
+    })?;
     Ok((len, args.sector_size))
 }
 
