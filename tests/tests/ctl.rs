@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends where something fails, its own functions included")]
 
+use protocol::slot::Slot;
 use std::process::Command;
 use tests::process::{Run, run};
 use tests::small::Small;
@@ -133,4 +134,47 @@ fn a_failure_is_a_document_where_documents_are_asked_for() {
         let said = program(&small, name, &[&text[..], more].concat()).expect_code(code).unwrap();
         assert!(said.stdout.is_empty() && !said.stderr.is_empty(), "{said}");
     }
+}
+
+/// The first run on a new disk has nothing to hold the command line against but the partition table. Believed, a slip of
+/// the hand would confirm an empty slot, and the next update would overwrite the only system there is.
+#[test]
+fn a_slot_that_no_loader_starts_is_not_taken_for_the_running_one() {
+    let small = Small::new().unwrap();
+    let mut node = small.node("node", small.world.address()).unwrap();
+    node.booted = Slot::B;
+    let disk = std::fs::read(&node.disk).unwrap();
+    for _ in 0..2 {
+        let said = node.engine(&[]).unwrap().expect_code(5).unwrap();
+        let expected = "update-engine: slot B has priority 0 in the partition table, so no loader starts it";
+        assert!(said.stderr.lines().last().unwrap().starts_with(expected), "{said}");
+        assert!(said.stderr.contains("did you mean --booted A?") && said.stdout.is_empty(), "{said}");
+        assert!(disk == std::fs::read(&node.disk).unwrap(), "the disk was written to");
+    }
+    node.booted = Slot::A;
+    node.engine(&[]).unwrap().ok().unwrap();
+    assert_eq!(node.boot().unwrap(), Slot::B);
+    node.engine(&[]).unwrap();
+    assert!(node.open_disk().unwrap().attributes(Slot::B).successful());
+}
+
+#[test]
+fn a_damaged_record_is_told_by_what_only_reads() {
+    let small = Small::new().unwrap();
+    let node = small.node("node", small.world.address()).unwrap();
+    node.engine(&[]).unwrap().ok().unwrap();
+    assert!(node.updatectl(&["status"]).unwrap().ok().unwrap().stderr.is_empty());
+    let copies = ["state.json", "state.backup.json"].map(|name| node.state().join(name));
+    std::fs::write(&copies[0], "garbage").unwrap();
+    for verb in [&["status"][..], &["history"], &["quarantine", "list"], &["explain"]] {
+        let said = node.updatectl(verb).unwrap().ok().unwrap();
+        let told = said.stderr.matches("one copy of the record is damaged (state.json: ").count();
+        assert_eq!(told, 1, "{said}");
+    }
+    std::fs::write(&copies[1], "garbage").unwrap();
+    let said = node.updatectl(&["status"]).unwrap().ok().unwrap();
+    assert!(said.stdout.starts_with("state:") && said.stderr.contains("is unreadable"), "{said}");
+    copies.iter().for_each(|copy| std::fs::remove_file(copy).unwrap());
+    let said = node.updatectl(&["status", "--json"]).unwrap().ok().unwrap();
+    assert!(said.json().is_ok() && said.stderr.contains("are missing in"), "{said}");
 }

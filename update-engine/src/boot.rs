@@ -7,6 +7,7 @@ use crate::system::disk::Root;
 use machine::{Flip, Record};
 use protocol::id::BootId;
 use protocol::slot::{Attributes, Slot};
+use protocol::status::Exit;
 use protocol::version::Version;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -67,6 +68,26 @@ pub enum BootError {
         "which slot runs is not known: slot {0} was started since the flip; say --booted A or --booted B"
     )]
     StartedSinceFlip(Slot),
+    /// With `--disk`, what the record does not tell either was not said.
+    #[error("which {what} is running is unknown: {ask}")]
+    NotSaid {
+        /// What is missing.
+        what: &'static str,
+        /// The option that says it.
+        ask: String,
+    },
+    /// With `--disk`, no loader can have started the slot that is said to run: believed, what it holds would be
+    /// confirmed, and the next update would overwrite the slot that really runs.
+    #[error(
+        "slot {slot} has priority 0 in the partition table, so no loader starts it, and it did not run before: expected \
+         --booted to name the slot that runs{}", hint(*slot, *other)
+    )]
+    NeverStarted {
+        /// The slot that is said to run.
+        slot: Slot,
+        /// The attributes of the other one.
+        other: Attributes,
+    },
     /// The version is unknown.
     #[error("which version is running is unknown: {0}")]
     Version(String),
@@ -89,6 +110,23 @@ pub enum BootError {
     BootId(String),
 }
 
+/// The other slot, where a loader can start that one.
+fn hint(slot: Slot, other: Attributes) -> String {
+    if other.priority() > 0 { format!("; did you mean --booted {}?", slot.other()) } else { String::new() }
+}
+
+impl BootError {
+    /// How a program ends that cannot tell what runs.
+    #[must_use]
+    pub const fn exit(&self) -> Exit {
+        match self {
+            Self::NotSaid { .. } | Self::StartedSinceFlip(_) => Exit::Usage,
+            Self::NeverStarted { .. } => Exit::Refused,
+            _ => Exit::Failed,
+        }
+    }
+}
+
 /// The running system, with `--disk`: what is given, else what the record knows. `tries_left` are those of a slot on
 /// the disk.
 ///
@@ -96,9 +134,12 @@ pub enum BootError {
 /// boot rule has spent a try since the flip: then it is a new one, made from `random`. Which slot runs must then be
 /// said: taking the old one for it would take a release that runs well for one that fell back.
 ///
+/// A slot with priority 0 is believed to run only where the record has it running last: it lost its priority then, as a
+/// slot that could not be confirmed. (A slot without tries and not successful may run: its last try was just spent.)
+///
 /// # Errors
-/// [`BootError::Slot`], [`BootError::StartedSinceFlip`] and [`BootError::Version`], where neither the command line
-/// nor the record tells; [`BootError::Contradiction`] where both do, differently.
+/// [`BootError::NotSaid`] and [`BootError::StartedSinceFlip`], where neither the command line nor the record tells;
+/// [`BootError::Contradiction`] where both do, differently; [`BootError::NeverStarted`].
 pub fn simulated(
     given: &Given,
     record: &Record,
@@ -106,13 +147,18 @@ pub fn simulated(
     random: u64,
 ) -> Result<Booted, BootError> {
     let last = record.last_boot.as_ref();
-    let started = record.intent.as_ref().map(|intent| intent.target).filter(|_| tried(record, attributes));
+    let started = record.intent.as_ref().map(|intent| intent.target).filter(|_| tried(record, &attributes));
     let slot = match (given.slot, started, last) {
         (Some(slot), _, _) => slot,
         (None, Some(started), _) => return Err(BootError::StartedSinceFlip(started)),
         (None, None, Some(boot)) => boot.slot,
-        (None, None, None) => return Err(BootError::Slot("say --booted A or --booted B".to_owned())),
+        (None, None, None) => {
+            return Err(BootError::NotSaid { what: "slot", ask: "say --booted A or --booted B".to_owned() });
+        }
     };
+    if attributes(slot).priority() == 0 && last.is_none_or(|boot| boot.slot != slot) {
+        return Err(BootError::NeverStarted { slot, other: attributes(slot.other()) });
+    }
     let known = record.slots.get(slot).as_ref().and_then(|content| content.reported.as_ref());
     if let (Some(known), Some(given)) = (known, given.version.as_ref())
         && known != given
@@ -130,7 +176,10 @@ pub fn simulated(
             let content = record.slots.get(slot).as_ref()?;
             Some(content.reported.clone().unwrap_or_else(|| content.version.clone()))
         })
-        .ok_or_else(|| BootError::Version(format!("nothing is known of slot {slot} yet; say --version")))?;
+        .ok_or_else(|| BootError::NotSaid {
+            what: "version",
+            ask: format!("nothing is known of slot {slot} yet; say --version"),
+        })?;
     let same = last.filter(|boot| boot.slot == slot && started.is_none()).map(|boot| boot.boot_id.clone());
     let boot_id = match given.boot_id.clone().or(same) {
         Some(boot_id) => boot_id,
@@ -341,6 +390,52 @@ mod tests {
         let given = Given { slot: Some(Slot::A), ..Given::default() };
         let version = simulated(&given, &nothing, tries(3), 7).unwrap_err().to_string();
         assert!(version.contains("--version"), "{version}");
+    }
+
+    /// Over all attributes of both slots and all that the record can know: refused is just the slot that no loader
+    /// starts and that did not run before, and what is refused is never what the loader's own rule has chosen.
+    #[test]
+    fn a_slot_that_no_loader_starts_is_not_believed_to_run() {
+        let all = || {
+            (0..=2).flat_map(|priority| {
+                [0, 1, 3].into_iter().flat_map(move |tries| {
+                    [false, true].map(move |successful| {
+                        let bits = Attributes::default().with_priority(priority).with_tries_left(tries);
+                        bits.with_successful(successful)
+                    })
+                })
+            })
+        };
+        let records = [Record::default(), record(Slot::A, "one"), record(Slot::B, "one")];
+        for (a, b) in all().flat_map(|a| all().map(move |b| (a, b))) {
+            let of = |slot| if slot == Slot::A { a } else { b };
+            for (record, slot) in records.iter().flat_map(|record| Slot::ALL.map(|slot| (record, slot))) {
+                let version = record.slots.get(slot).as_ref().map_or("1.0.0", |known| known.version.as_str());
+                let given = Given { slot: Some(slot), version: version.parse().ok(), boot_id: None };
+                let ran = record.last_boot.as_ref().is_some_and(|boot| boot.slot == slot);
+                let found = simulated(&given, record, of, 7);
+                let refused = matches!(found, Err(BootError::NeverStarted { .. }));
+                assert_eq!(refused, of(slot).priority() == 0 && !ran, "{slot}: {a:?} {b:?} {record:?}");
+                assert!(refused || found.is_ok_and(|booted| booted.slot == slot));
+                let chosen = protocol::slot::select([(0, a), (1, b)]).map(|choice| choice.entry);
+                let entry = u32::from(slot == Slot::B);
+                assert!(!refused || chosen != Some(entry), "{slot}: {a:?} {b:?}");
+            }
+        }
+        let on_b = Given { slot: Some(Slot::B), version: "1.0.0".parse().ok(), boot_id: None };
+        let new = |slot| match slot {
+            Slot::A => Attributes::default().confirmed().fallback(),
+            Slot::B => Attributes::default(),
+        };
+        let error = simulated(&on_b, &Record::default(), new, 7).unwrap_err();
+        assert_eq!(error.exit(), Exit::Refused);
+        assert_eq!(
+            error.to_string(),
+            "slot B has priority 0 in the partition table, so no loader starts it, and it did not run before: expected \
+             --booted to name the slot that runs; did you mean --booted A?"
+        );
+        let nothing = simulated(&Given::default(), &Record::default(), new, 7).unwrap_err();
+        assert_eq!(nothing.exit(), Exit::Usage);
     }
 
     #[test]

@@ -15,7 +15,6 @@ use crate::bus::client::Request;
 use crate::cli::node::{BootedOptions, NodeOptions};
 use crate::config::ConfigError;
 use crate::node::StartError;
-use crate::slots::SlotsError;
 use crate::state::StateError;
 use crate::status::StatusError;
 use clap::Subcommand;
@@ -114,9 +113,6 @@ pub enum LocalError {
     /// The status.
     #[error(transparent)]
     Status(#[from] StatusError),
-    /// The disk.
-    #[error(transparent)]
-    Slots(#[from] SlotsError),
     /// The engine cannot be started for this.
     #[error(transparent)]
     Start(#[from] StartError),
@@ -194,8 +190,13 @@ impl LocalError {
     #[must_use]
     pub const fn exit(&self) -> Exit {
         match self {
-            Self::NothingToDo(_) => Exit::NothingToDo,
+            Self::NothingToDo(_)
+            | Self::Translate(import::TranslateError::Import {
+                source: crate::config::import::ImportError::Empty,
+                ..
+            }) => Exit::NothingToDo,
             Self::Ended { exit, .. } => *exit,
+            Self::Start(error) => error.exit(),
             Self::Declined(_) | Self::NotAuthorized(_) => Exit::Refused,
             Self::Unsettled { .. } => Exit::Deferred,
             _ => Exit::Failed,

@@ -44,8 +44,14 @@ pub enum StartError {
     #[error(transparent)]
     State(#[from] StateError),
     /// The disk.
-    #[error("the slots cannot be read")]
-    Slots(#[from] SlotsError),
+    #[error("cannot read the slots{}", of_disk(disk, source))]
+    Slots {
+        /// The disk.
+        disk: PathBuf,
+        /// Why.
+        #[source]
+        source: SlotsError,
+    },
     /// The running system.
     #[error(transparent)]
     Boot(#[from] BootError),
@@ -55,6 +61,25 @@ pub enum StartError {
     /// No disk is configured, and none is found.
     #[error(transparent)]
     Disk(#[from] DiscoveryError),
+}
+
+/// The disk's name and what is expected of it, unless it could not even be opened, which is said with its name.
+fn of_disk(disk: &Path, error: &SlotsError) -> String {
+    match error {
+        SlotsError::Open(_) => String::new(),
+        _ => format!(" of {}, expected a disk with a GPT and two slots", disk.display()),
+    }
+}
+
+impl StartError {
+    /// How a program ends whose engine cannot start.
+    #[must_use]
+    pub const fn exit(&self) -> Exit {
+        match self {
+            Self::Boot(error) => error.exit(),
+            _ => Exit::Failed,
+        }
+    }
 }
 
 /// An engine ready to start.
@@ -141,8 +166,9 @@ impl Engine {
 }
 
 fn facts(slots: &Slots, record: &Record, options: &Options, random: u64) -> Result<Facts, StartError> {
-    let disk = slots.look()?;
-    let attributes = slots.attributes()?;
+    let unread = |source| StartError::Slots { disk: slots.path().to_owned(), source };
+    let disk = slots.look().map_err(unread)?;
+    let attributes = slots.attributes().map_err(unread)?;
     let own_disk = options.disk.is_none();
     let Booted { slot, version, boot_id } = if own_disk {
         boot::running(Path::new("/"), &options.booted, |root: &Root| root.slot(&disk, Path::new("/sys")))?

@@ -37,6 +37,17 @@ pub enum StateError {
         #[source]
         source: io::Error,
     },
+    /// The folder belongs to somebody else, as a node's does to root.
+    #[error("this user may not {action} {}: run it as root, or name a folder of your own with --state-dir", path.display())]
+    NotAllowed {
+        /// What was tried.
+        action: &'static str,
+        /// Which file or folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// Another engine works on this folder.
     #[error("another engine{} is using {}: wait for it or stop it", pid.map(|p| format!(" (process {p})")).unwrap_or_default(), dir.display())]
     Locked {
@@ -129,7 +140,10 @@ impl StateFolder {
     pub fn lock(dir: &Path) -> Result<Self, StateError> {
         let io = |action, path: &Path| {
             let path = path.to_owned();
-            move |source| StateError::Io { action, path, source }
+            move |source: io::Error| match source.kind() {
+                io::ErrorKind::PermissionDenied => StateError::NotAllowed { action, path, source },
+                _ => StateError::Io { action, path, source },
+            }
         };
         std::fs::create_dir_all(dir).map_err(io("make", dir))?;
         let path = dir.join("lock");

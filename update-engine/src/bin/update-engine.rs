@@ -10,15 +10,20 @@ use tokio::sync::{mpsc, oneshot};
 use update_engine::cli::engine::{Cli, Run, Verb};
 use update_engine::cli::{self, Failure};
 use update_engine::driver::Signal;
-use update_engine::node::{Engine, Options};
+use update_engine::node::{Engine, Options, StartError};
 use update_engine::pause::Pause;
 use update_engine::{bus, confirm, manners};
 
 fn main() -> ExitCode {
     cli::main(|Cli { output, command }| match command {
-        Verb::Run(run) => serve(run, output.json).map_err(|error| Failure::new(&*error, Exit::Failed)),
+        Verb::Run(run) => serve(run, output.json).map_err(|error| Failure::new(&*error, exit_of(&*error))),
         Verb::Confirm(args) => Ok(confirm::run(&args, output.json)),
     })
+}
+
+/// How it ends where the engine could not run.
+fn exit_of(error: &(dyn Error + 'static)) -> Exit {
+    error.downcast_ref::<StartError>().map_or(Exit::Failed, StartError::exit)
 }
 
 fn serve(run: Run, json: bool) -> Result<Exit, Box<dyn Error>> {

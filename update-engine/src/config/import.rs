@@ -47,6 +47,9 @@ pub enum ImportError {
         "not a configuration that can be imported: expected a #cloud-config, an update.conf (KEY=VALUE), or a Zincati TOML (tables identity, updates, cincinnati, agent or feature)"
     )]
     Unknown,
+    /// It says nothing.
+    #[error("nothing to import: no line but blank ones and comments")]
+    Empty,
     /// Its syntax is broken.
     #[error("line {line}: not a valid {format}: {problem}")]
     Syntax {
@@ -240,6 +243,8 @@ pub fn import(text: &str) -> Result<Imported, ImportError> {
         update_conf::import(text)
     } else if let Some(entries) = zincati::entries(text)? {
         zincati::import(entries)
+    } else if !text.lines().any(update_conf::is_content) {
+        return Err(ImportError::Empty);
     } else {
         return Err(ImportError::Unknown);
     };

@@ -139,11 +139,13 @@ fn write(path: &Path, source: &Metadata, fragment: &str, force: bool) -> Result<
     if path.metadata().is_ok_and(|there| (there.dev(), there.ino()) == (source.dev(), source.ino())) {
         return Err(TranslateError::Source(path.to_owned()));
     }
+    let error = |source| TranslateError::Write { path: path.to_owned(), source };
+    // Before the offer of --force, which is none where something else than a file would be replaced.
+    let place = disk::durable::replaceable(path).map_err(error)?;
     if !force && path.symlink_metadata().is_ok() {
         return Err(TranslateError::Exists(path.to_owned()));
     }
-    disk::durable::write_with_mode(path, fragment.as_bytes(), 0o644)
-        .map_err(|source| TranslateError::Write { path: path.to_owned(), source })
+    disk::durable::write(&place, fragment.as_bytes()).map_err(error)
 }
 
 #[cfg(test)]
@@ -154,7 +156,7 @@ mod tests {
 
     fn import(file: &Path, out: &Path, force: bool) -> Result<Exit, String> {
         let options = ImportOptions { file: file.to_owned(), out: Some(out.to_owned()), force };
-        run(&options, true).map_err(|error| error.to_string())
+        run(&options, true).map_err(|error| crate::error::chain(&error))
     }
 
     #[test]
@@ -185,6 +187,29 @@ mod tests {
         assert!(std::fs::read_to_string(&out).unwrap().contains("channel = \"beta\""));
     }
 
+    /// The machine's own devices are left alone: a node needs root, so a link to a device and a socket stand for it.
+    #[test]
+    fn only_a_regular_file_is_replaced_by_force() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = |name: &str| dir.path().join(name);
+        std::fs::write(name("update.conf"), SOURCE).unwrap();
+        std::fs::write(name("kept.toml"), "# mine\n").unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(name("socket")).unwrap();
+        std::os::unix::fs::symlink("/dev/null", name("null")).unwrap();
+        std::os::unix::fs::symlink("kept.toml", name("link")).unwrap();
+        for (out, found) in [("socket", "a socket"), ("null", "a character device"), (".", "a folder")] {
+            for force in [true, false] {
+                let error = import(&name("update.conf"), &name(out), force).unwrap_err();
+                let expected = format!("found {found}: expected a regular file, or nothing there");
+                assert!(error.ends_with(&expected), "{error}");
+            }
+        }
+        assert!(name("null").is_symlink() && name("socket").symlink_metadata().is_ok());
+        assert_eq!(import(&name("update.conf"), &name("link"), true), Ok(Exit::Done));
+        assert!(name("link").is_symlink());
+        assert!(std::fs::read_to_string(name("kept.toml")).unwrap().contains("channel = \"beta\""));
+    }
+
     #[test]
     fn where_there_is_nothing_to_translate_no_file_is_written() {
         let dir = tempfile::tempdir().unwrap();
@@ -194,6 +219,14 @@ mod tests {
         assert!(!out.exists());
         std::fs::write(&out, "# mine\n").unwrap();
         assert_eq!(import(&file, &out, true), Ok(Exit::NothingToDo));
+        // A file that says nothing ends in the same way.
+        for empty in ["", " \n", "# only this\n"] {
+            std::fs::write(&file, empty).unwrap();
+            let options = ImportOptions { file: file.clone(), out: Some(out.clone()), force: true };
+            let error = run(&options, true).unwrap_err();
+            assert!(crate::error::chain(&error).contains("nothing to import"), "{error}");
+            assert_eq!(error.exit(), Exit::NothingToDo);
+        }
         assert_eq!(std::fs::read_to_string(&out).unwrap(), "# mine\n");
     }
 }

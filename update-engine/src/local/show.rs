@@ -5,8 +5,9 @@ use super::{LocalError, NodeOptions, SCHEMA, warn};
 use crate::config::Problems;
 use crate::config::settings::Disk;
 use crate::error::chain;
+use crate::node::StartError;
 use crate::slots::Slots;
-use crate::state::{Loaded, StateFolder, history};
+use crate::state::{Loaded, StateError, StateFolder, history};
 use crate::status::{StatusError, StatusSource as _};
 use jiff::Timestamp;
 use machine::Record;
@@ -53,9 +54,11 @@ async fn present(options: &NodeOptions) -> Result<Present, LocalError> {
 
 /// `updatectl status`
 pub(super) async fn status(options: &NodeOptions, json: bool) -> Result<Exit, LocalError> {
-    let status = present(options).await?.status?;
+    let Present { status, dir, .. } = present(options).await?;
+    let status = status?;
     let text = if json { serde_json::to_string(&status).unwrap_or_default() } else { status_text(&status) };
     print(&text)?;
+    tell_damage(&dir);
     Ok(Exit::Done)
 }
 
@@ -115,11 +118,12 @@ pub(super) async fn slots(options: &NodeOptions, json: bool) -> Result<Exit, Loc
     };
     let device = match options.disk.clone().or(device) {
         Some(device) => device,
-        None => crate::system::disk::find(&layout).map_err(crate::node::StartError::from)?,
+        None => crate::system::disk::find(&layout).map_err(StartError::from)?,
     };
     let folder = StateFolder::view(&super::follow::folder(options).await?);
-    let record = folder.load()?.record.unwrap_or_default();
-    let disk = Slots::new(Arc::new(device), layout).look()?;
+    let record = record(folder.path())?;
+    let slots = Slots::new(Arc::new(device), layout);
+    let disk = slots.look().map_err(|source| StartError::Slots { disk: slots.path().to_owned(), source })?;
     let next = disk.select().map(|(slot, _)| slot);
     let mut documents = Vec::new();
     let mut text = String::new();
@@ -156,6 +160,7 @@ pub(super) async fn slots(options: &NodeOptions, json: bool) -> Result<Exit, Loc
 /// `updatectl history`
 pub(super) fn history(dir: &Path, limit: usize, evidence: bool, json: bool) -> Result<Exit, LocalError> {
     known(dir)?;
+    tell_damage(dir);
     let events = history::read(dir).map_err(|source| LocalError::History { dir: dir.to_owned(), source })?;
     let newest = &events[events.len().saturating_sub(limit)..];
     if json {
@@ -196,7 +201,25 @@ fn known(dir: &Path) -> Result<(), LocalError> {
 }
 
 fn record(dir: &Path) -> Result<Record, LocalError> {
-    Ok(StateFolder::view(dir).load()?.record.unwrap_or_default())
+    let loaded = StateFolder::view(dir).load()?;
+    tell_problems(&loaded);
+    Ok(loaded.record.unwrap_or_default())
+}
+
+/// Says what is wrong with the record, for verbs that do without it: the engine will refuse to start, or has not
+/// noticed yet. A folder that this user may not read is no damage.
+fn tell_damage(dir: &Path) {
+    match StateFolder::view(dir).load() {
+        Ok(loaded) => tell_problems(&loaded),
+        Err(StateError::Io { .. }) => {}
+        Err(error) => warn(&chain(&error)),
+    }
+}
+
+fn tell_problems(loaded: &Loaded) {
+    for problem in &loaded.problems {
+        warn(&format!("one copy of the record is damaged ({problem}): the other one serves"));
+    }
 }
 
 /// `updatectl quarantine list`

@@ -33,8 +33,8 @@ fn what_it_is_is_told_from_its_content() {
         ("coreos:\n  update:\n    group: alpha\n", Some(Format::CloudConfig)),
         ("\n# only this\nexport GROUP='alpha'\n", Some(Format::UpdateConf)),
         ("updates.strategy = \"immediate\"\n", Some(Format::Zincati)),
-        ("", None),
-        ("# nothing\n", None),
+        // A mistake in one line does not hide what the others are.
+        ("GROUP=beta\ngarbage line\n", Some(Format::UpdateConf)),
         ("[Unit]\nDescription=x\n", None),
         ("server:\n  url: x\n", None),
         // A fragment of our own needs no import.
@@ -46,6 +46,23 @@ fn what_it_is_is_told_from_its_content() {
             (Err(ImportError::Unknown), None) => {}
             (other, _) => panic!("{text:?}: {other:?}"),
         }
+    }
+}
+
+#[test]
+fn a_line_that_is_no_entry_is_named_and_the_others_are_taken() {
+    let imported =
+        import("GROUP=beta\ngarbage line\nexport x=1\n\n# fine\nREBOOT_STRATEGY=reboot\n").unwrap();
+    assert_eq!(value(&imported, "reboot.strategy"), "\"immediate\"");
+    let notes: Vec<_> = imported.notes.iter().map(ToString::to_string).collect();
+    for expected in [
+        "line 2: \"garbage line\" not taken over: expected KEY=VALUE",
+        "line 3: x not taken over: no such key is known",
+    ] {
+        assert!(notes.iter().any(|note| note == expected), "{notes:?}");
+    }
+    for nothing in ["", "\n \t\n", "# nothing\n\n"] {
+        assert!(matches!(import(nothing), Err(ImportError::Empty)), "{nothing:?}");
     }
 }
 

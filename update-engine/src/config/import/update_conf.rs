@@ -5,18 +5,31 @@ use super::{Entry, Format, Imported, Value};
 use protocol::id::{Channel, Group};
 use toml::Value as Toml;
 
-/// Is it one? Lines of `KEY=VALUE` with upper-case keys, and comments.
+/// Is it one? Lines of `KEY=VALUE` with upper-case keys, and comments; or any lines, where a key that is known is among
+/// them: a mistake in one line does not hide what the others are.
 pub(super) fn is(text: &str) -> bool {
-    let mut lines =
-        text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).peekable();
-    let key = |line: &str| {
-        line.split_once('=').is_some_and(|(key, _)| {
-            let key = key.trim().strip_prefix("export ").unwrap_or(key.trim());
+    let mut lines = text.lines().map(str::trim).filter(|line| is_content(line)).peekable();
+    let upper = |line: &str| {
+        entry(line).is_some_and(|(key, _)| {
             key.starts_with(|c: char| c.is_ascii_uppercase())
                 && key.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
         })
     };
-    lines.peek().is_some() && lines.all(key)
+    let any_known = text.lines().any(|line| entry(line.trim()).is_some_and(|(key, _)| known(key).is_some()));
+    any_known || (lines.peek().is_some() && lines.all(upper))
+}
+
+/// Neither blank nor a comment.
+pub(super) fn is_content(line: &str) -> bool {
+    let line = line.trim();
+    !line.is_empty() && !line.starts_with('#')
+}
+
+/// Key and value of a trimmed line.
+fn entry(line: &str) -> Option<(&str, &str)> {
+    let (key, value) = line.split_once('=').filter(|_| is_content(line))?;
+    let key = key.trim();
+    Some((key.strip_prefix("export ").unwrap_or(key).trim(), value.trim()))
 }
 
 /// What is said to whoever had no updates at all.
@@ -44,12 +57,14 @@ pub(super) enum Key {
 pub(super) fn import(text: &str) -> Imported {
     let mut imported = Imported::new(Format::UpdateConf);
     let mut locksmith = Locksmith::default();
-    for (index, line) in text.lines().enumerate() {
-        let line = line.trim();
-        let Some((key, value)) = line.split_once('=').filter(|_| !line.starts_with('#')) else { continue };
-        let key = key.trim();
-        let key = key.strip_prefix("export ").unwrap_or(key).trim();
-        let value = Value::Text(unquoted(value.trim()).to_owned());
+    for (index, line) in text.lines().map(str::trim).enumerate().filter(|(_, line)| is_content(line)) {
+        let Some((key, value)) = entry(line) else {
+            let entry =
+                Entry { key: format!("{line:?}"), value: Value::Text(String::new()), line: index + 1 };
+            imported.not_taken(&entry, "expected KEY=VALUE");
+            continue;
+        };
+        let value = Value::Text(unquoted(value).to_owned());
         let entry = Entry { key: key.to_owned(), value, line: index + 1 };
         match known(key) {
             Some(known) => locksmith.take(&mut imported, known, &entry),
