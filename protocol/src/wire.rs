@@ -20,8 +20,19 @@
 //! | `GET /api/v1/nodes` | | [`NodeList`] |
 //! | `GET /api/v1/nodes/<node>` | | [`NodeShow`] |
 //! | `GET /api/v1/audit` | | [`AuditLog`] |
+//! | `POST /v2/lock/<group>` | [`LockCommand`] | [`LockAnswer`] |
+//! | `GET /v2/lock/<group>?node=<id>` | | [`LockView`] |
+//! | `GET /api/v1/locks` | | [`LockList`] |
+//! | `GET /api/v1/locks/<group>` | | [`LockInfo`] |
+//! | `POST /api/v1/locks/<group>/release` | [`LockRelease`] | [`LockInfo`] |
+//! | `GET /api/v1/lock-policy` | | [`LockPolicies`] |
+//! | `PUT /api/v1/lock-policy` | [`LockPolicySet`] | [`LockPolicies`] |
+//! | `POST /api/v1/nodes/<node>/remove` | [`NodeRemove`] | 204 |
+//! | `DELETE /api/v1/nodes/<node>/credential` | | 204 |
+//! | `POST …/v1/pre-reboot`, `…/v1/steady-state` | [`FleetLockBody`] | 200, or [`FleetLockError`] |
 //!
-//! An error is a status of 4xx or 5xx with an [`ErrorBody`]. Requests under `/api/` carry `Authorization: Bearer`.
+//! An error is a status of 4xx or 5xx with an [`ErrorBody`]. Requests under `/api/` carry `Authorization: Bearer` with an
+//! operator's token; what a node says about itself (check, events, lock) carries its [`NodeCredential`] there.
 
 use crate::digest::Sha256;
 use crate::id::{Arch, BootId, Channel, Group, NodeId};
@@ -31,8 +42,16 @@ use crate::version::Version;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+mod credential;
+mod lock;
 #[cfg(test)]
 mod tests;
+
+pub use credential::{InvalidCredential, NodeCredential};
+pub use lock::{
+    FleetLockBody, FleetLockClient, FleetLockError, LOCK_BODY_MAX, LockAnswer, LockCommand, LockInfo,
+    LockList, LockPolicies, LockPolicySet, LockReasons, LockRelease, LockView, NodeRemove,
+};
 
 /// The schema number of the documents here.
 pub const SCHEMA: u32 = 1;

@@ -148,16 +148,17 @@ pub struct Context {
 }
 
 /// How many nodes a group has.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Population {
     /// In all.
     pub total: u32,
     /// By zone; nodes without one are in `total` only.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub zones: BTreeMap<Zone, u32>,
 }
 
 /// How far a cap over several groups is used up.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
     /// The cap's name.
     pub cap: String,

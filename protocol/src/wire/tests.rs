@@ -89,6 +89,8 @@ fn reads_back<T: Serialize + DeserializeOwned + PartialEq + Debug>(document: &T)
     assert_eq!(&serde_json::from_value::<T>(value).unwrap(), document);
 }
 
+mod lock;
+
 document!(
     update_check,
     UpdateCheck {
