@@ -11,6 +11,7 @@ mod apply;
 mod check;
 mod command;
 mod document;
+mod explain;
 mod file;
 mod policy;
 mod queue;
@@ -23,5 +24,6 @@ pub use command::{Command, Context, Population, QuorumHealth, Refusal, Reply, Re
 pub use document::{
     Act, ActKind, AttemptId, ClientId, Document, Finished, Holder, InvalidLockId, Phase, Proved, Waiter, Zone,
 };
+pub use explain::{holders_wait, waiters_wait};
 pub use file::{KEYS, Key, PolicyFile, PolicyFileError, PolicyFileErrors};
 pub use policy::{Cap, Caps, Limit, OnTrouble, Policy, Quorum, Zones};
