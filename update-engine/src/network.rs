@@ -34,6 +34,7 @@ pub struct Client {
     http: reqwest::Client,
     base: Url,
     limits: Arc<Download>,
+    credential: Option<Arc<wire::NodeCredential>>,
 }
 
 impl Client {
@@ -48,7 +49,22 @@ impl Client {
             .connect_timeout(limits.connect_timeout)
             .build()
             .map_err(|source| NetworkError::Client { source })?;
-        Ok(Self { http, base, limits: Arc::new(limits) })
+        Ok(Self { http, base, limits: Arc::new(limits), credential: None })
+    }
+
+    /// The same client with the node's own credential, which goes with all that the node says of itself, and with
+    /// nothing else: metadata and payloads are public, and caches do not keep answers to requests that show a secret.
+    #[must_use]
+    pub fn with_credential(mut self, credential: wire::NodeCredential) -> Self {
+        self.credential = Some(Arc::new(credential));
+        self
+    }
+
+    fn as_node(&self, request: reqwest::RequestBuilder) -> reqwest::RequestBuilder {
+        match &self.credential {
+            Some(credential) => request.bearer_auth(credential.reveal()),
+            None => request,
+        }
     }
 
     /// The bounds it keeps to.
@@ -88,7 +104,7 @@ impl Client {
 
     async fn post<T: Serialize>(&self, url: &Url, document: &T) -> Result<Vec<u8>, NetworkError> {
         self.small(|| async {
-            let request = self.http.post(url.clone()).json(document);
+            let request = self.as_node(self.http.post(url.clone()).json(document));
             let body = self.send(url, request).await?;
             body.collect(wire::BODY_MAX as u64).await
         })
@@ -100,10 +116,27 @@ impl Client {
     /// # Errors
     /// [`NetworkError`]
     pub async fn get(&self, path: &str, max_bytes: u64) -> Result<Option<Vec<u8>>, NetworkError> {
+        self.fetch(path, max_bytes, |request| request).await
+    }
+
+    /// As [`Self::get`], of a document that is for this node only.
+    ///
+    /// # Errors
+    /// [`NetworkError`]
+    pub async fn get_as_node(&self, path: &str, max_bytes: u64) -> Result<Option<Vec<u8>>, NetworkError> {
+        self.fetch(path, max_bytes, |request| self.as_node(request)).await
+    }
+
+    async fn fetch(
+        &self,
+        path: &str,
+        max_bytes: u64,
+        signed: impl Fn(reqwest::RequestBuilder) -> reqwest::RequestBuilder,
+    ) -> Result<Option<Vec<u8>>, NetworkError> {
         let url = self.url(path)?;
         let answer = self
             .small(|| async {
-                let body = self.send(&url, self.http.get(url.clone())).await?;
+                let body = self.send(&url, signed(self.http.get(url.clone()))).await?;
                 body.collect(max_bytes).await
             })
             .await;

@@ -114,7 +114,9 @@ impl Engine {
     pub fn on(media: Arc<dyn Media>, settings: Settings, options: &Options) -> Result<Self, StartError> {
         let state_dir = options.state_dir.clone().unwrap_or_else(|| settings.state_dir.clone());
         let folder = StateFolder::lock(&state_dir)?;
-        let (record, node, problems) = folder.start()?;
+        let (record, node, mut problems) = folder.start()?;
+        let (credential, problem) = folder.credential()?;
+        problems.extend(problem);
         for problem in &problems {
             tracing::error!("{problem}");
         }
@@ -124,7 +126,8 @@ impl Engine {
         let seed = getrandom::u64().unwrap_or_else(|_| std::process::id().into());
         let slots = Slots::new(media, settings.disk.layout.clone());
         let facts = facts(&slots, &record, options, seed)?;
-        let client = Client::new(settings.server.url.clone(), settings.download.clone())?;
+        let client =
+            Client::new(settings.server.url.clone(), settings.download.clone())?.with_credential(credential);
         let parts = Parts {
             identity: machine::Identity {
                 channel: settings.identity.channel.clone(),

@@ -5,6 +5,7 @@
 //! | `state.json`, `state.backup.json` | the machine's record, twice, both written at each save |
 //! | `status.json` | what `updatectl status` shows; may be lost without harm |
 //! | `node-id` | made at random once |
+//! | `node-credential` | made at random once; a secret (0600) that binds the id on the server |
 //! | `trust/` | the trust module's metadata |
 //! | `heads/<sha256>` | the last payload heads, so that a resumed download does not fetch them again |
 //! | `history.jsonl` | what happened, for `updatectl history` |
@@ -18,6 +19,7 @@ mod tests;
 use files::{Copy, read_copy};
 use machine::Record;
 use protocol::id::NodeId;
+use protocol::wire::NodeCredential;
 use std::fs::{File, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -98,8 +100,8 @@ pub enum StateError {
         #[source]
         source: protocol::id::InvalidId,
     },
-    /// The system has no randomness for a node id.
-    #[error("cannot make a node id: no randomness ({0})")]
+    /// The system has no randomness for a node id or credential.
+    #[error("cannot make the node's id or credential: no randomness ({0})")]
     Randomness(getrandom::Error),
 }
 
@@ -326,6 +328,48 @@ impl StateFolder {
             }
             Err(source) => Err(StateError::Io { action: "read", path, source }),
         }
+    }
+}
+
+/// A file of the node's own, and the problem with it if it had to be made anew.
+type Credential = (NodeCredential, Option<String>);
+
+impl StateFolder {
+    /// The node's own credential, made at random where there is none. One that cannot be used is set aside, and a new
+    /// one made: the server refuses that until an operator resets the node's credential, but nothing else depends on it.
+    ///
+    /// # Errors
+    /// [`StateError`]
+    pub fn credential(&self) -> Result<Credential, StateError> {
+        let path = self.dir.join("node-credential");
+        let problem = match std::fs::read_to_string(&path) {
+            Ok(text) => match text.trim().parse() {
+                Ok(credential) => return Ok((credential, None)),
+                Err(error) => Some(format!("{}: {error}", path.display())),
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                Some(format!("{}: {error}", path.display()))
+            }
+            Err(source) => return Err(StateError::Io { action: "read", path, source }),
+        };
+        let problem = match problem {
+            Some(problem) => {
+                let aside = files::set_aside(&path)?;
+                Some(format!(
+                    "{problem}; set aside as {} and made anew: updatectl node reset-credential lets the server hear this \
+                     node again",
+                    aside.display()
+                ))
+            }
+            None => None,
+        };
+        let mut bytes = [0; 32];
+        getrandom::fill(&mut bytes).map_err(StateError::Randomness)?;
+        let credential = NodeCredential::from_random(bytes);
+        disk::durable::write_with_mode(&path, format!("{}\n", credential.reveal()).as_bytes(), 0o600)
+            .map_err(|source| StateError::Io { action: "write", path, source })?;
+        Ok((credential, problem))
     }
 }
 

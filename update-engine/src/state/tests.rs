@@ -47,6 +47,26 @@ fn a_new_node_has_no_record_and_gets_an_id_for_good() {
 }
 
 #[test]
+fn a_credential_is_made_once_and_is_nobody_elses_to_read() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let folder = StateFolder::lock(dir.path()).unwrap();
+    let (first, problem) = folder.credential().unwrap();
+    assert_eq!(problem, None);
+    let path = dir.path().join("node-credential");
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(folder.credential().unwrap(), (first.clone(), None));
+    for damage in [&b""[..], b"flipside_node_", b"\xff\xfe"] {
+        std::fs::write(&path, damage).unwrap();
+        let (anew, problem) = folder.credential().unwrap();
+        assert_ne!(anew, first);
+        let problem = problem.unwrap();
+        assert!(problem.contains("reset-credential") && !problem.contains('\n'), "{problem}");
+        assert_eq!(folder.credential().unwrap(), (anew, None));
+    }
+}
+
+#[test]
 fn what_is_saved_is_loaded() {
     let (_dir, folder) = saved("it did not boot");
     let loaded = folder.load().unwrap();
