@@ -4,8 +4,8 @@ use crate::error::ApiError;
 use crate::server::App;
 use crate::store::tokens;
 use axum::extract::FromRequestParts;
-use axum::http::header;
 use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderValue, header};
 use protocol::digest::Sha256;
 use std::fmt;
 use std::str::FromStr;
@@ -17,7 +17,7 @@ pub enum Role {
     Viewer,
     /// Uploads payloads and pushes signed releases, which reach no node yet.
     Publisher,
-    /// Decides what nodes get: channels, and the root of trust.
+    /// Decides what nodes get: channels, and the root of trust; and who may reboot: policies, permits taken away.
     Operator,
 }
 
@@ -67,6 +67,17 @@ pub fn generate() -> Result<String, getrandom::Error> {
     Ok(format!("flipside_{}", hex::encode(bytes)))
 }
 
+fn bearer_of(value: &HeaderValue) -> Option<&str> {
+    let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+/// The bearer token that a request shows, whatever it is good for.
+#[must_use]
+pub fn bearer(headers: &HeaderMap) -> Option<&str> {
+    headers.get(header::AUTHORIZATION).and_then(bearer_of)
+}
+
 /// The bearer of a valid token.
 #[derive(Clone, Debug)]
 pub struct Actor {
@@ -99,11 +110,7 @@ impl FromRequestParts<App> for Actor {
         let Some(value) = parts.headers.get(header::AUTHORIZATION) else {
             return refused("no token: expected the header Authorization: Bearer TOKEN");
         };
-        let token = value.to_str().ok().and_then(|value| {
-            let (scheme, token) = value.split_once(' ')?;
-            scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
-        });
-        let Some(token) = token else {
+        let Some(token) = bearer_of(value) else {
             return refused("not a bearer token: expected the header Authorization: Bearer TOKEN");
         };
         let now = app.now();

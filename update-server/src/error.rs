@@ -29,6 +29,9 @@ pub enum ApiError {
     /// 413.
     #[error("{0}")]
     TooLarge(String),
+    /// 503: not now; the same request may well succeed a little later.
+    #[error("{0}")]
+    Unavailable(String),
     /// 507: the disk is full.
     #[error("{0}")]
     Full(String),
@@ -51,6 +54,7 @@ impl ApiError {
             Self::NotFound(_) => (StatusCode::NOT_FOUND, "not-found"),
             Self::Conflict(_) => (StatusCode::CONFLICT, "conflict"),
             Self::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "too-large"),
+            Self::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
             Self::Full(_) => (StatusCode::INSUFFICIENT_STORAGE, "full"),
             Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
         }

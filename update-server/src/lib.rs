@@ -9,6 +9,9 @@
 //! | [`auth`] | tokens and roles |
 //! | [`repository`] | the TUF repository: checks what is pushed, publishes it whole, renews what expires |
 //! | [`decision`] | whether a node should update, and to what; pure |
+//! | [`locks`] | the reboot locks: each command applied and written by compare-and-swap |
+//! | [`policies`] | the locks' policies as a whole, and nodes that are gone for good |
+//! | [`credentials`] | whether a node is who it says |
 //! | [`payloads`] | the payload folder: streamed in and out |
 //! | [`checkins`] | signs of life, gathered |
 //! | [`store`] | the database; all SQL |
@@ -17,10 +20,13 @@
 pub mod auth;
 pub mod checkins;
 pub mod cli;
+pub mod credentials;
 pub mod data_dir;
 pub mod decision;
 pub mod error;
+pub mod locks;
 pub mod payloads;
+pub mod policies;
 pub mod repository;
 pub mod routes;
 pub mod server;

@@ -1,7 +1,9 @@
 //! Step 4, channel: the running server: its parts, its background work, and its end.
 
 use crate::checkins::CheckIns;
+use crate::credentials::Credentials;
 use crate::data_dir::DataDir;
+use crate::locks;
 use crate::payloads::PayloadFolder;
 use crate::repository::Repository;
 use crate::routes;
@@ -12,10 +14,10 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{MutexGuard, watch};
 use tokio::time::MissedTickBehavior;
 
-/// How often metadata is looked at for renewal.
+/// How often metadata is looked at for renewal, and locks for holders that are overdue.
 const RENEWAL: Duration = Duration::from_secs(60);
 /// How often signs of life are written.
 const FLUSH: Duration = Duration::from_secs(1);
@@ -42,6 +44,9 @@ struct Inner {
     payloads: PayloadFolder,
     repository: Repository,
     checkins: CheckIns,
+    credentials: Credentials,
+    /// Held while a lock's document is changed: changes take turns here instead of fighting over the database.
+    lock_turn: tokio::sync::Mutex<()>,
     clock: Clock,
 }
 
@@ -59,8 +64,18 @@ impl App {
     pub async fn new(data: &DataDir, clock: Clock) -> Result<Self, StoreError> {
         let (store, payloads) = (data.store.clone(), data.payloads.clone());
         let repository = Repository::open(store.clone(), payloads.clone(), data.keys.clone()).await?;
-        let inner = Inner { store, payloads, repository, checkins: CheckIns::default(), clock };
-        Ok(Self { inner: Arc::new(inner) })
+        let inner = Inner {
+            store,
+            payloads,
+            repository,
+            checkins: CheckIns::default(),
+            credentials: Credentials::default(),
+            lock_turn: tokio::sync::Mutex::default(),
+            clock,
+        };
+        let app = Self { inner: Arc::new(inner) };
+        locks::ensure_default(&app).await?;
+        Ok(app)
     }
 
     /// The time. The database keeps microseconds, so it has no finer parts.
@@ -94,6 +109,17 @@ impl App {
         &self.inner.checkins
     }
 
+    /// What is known of nodes' credentials.
+    #[must_use]
+    pub fn credentials(&self) -> &Credentials {
+        &self.inner.credentials
+    }
+
+    /// A turn at changing a lock's document.
+    pub async fn lock_turn(&self) -> MutexGuard<'_, ()> {
+        self.inner.lock_turn.lock().await
+    }
+
     /// All routes.
     pub fn router(&self) -> Router {
         routes::router(self.clone())
@@ -104,6 +130,13 @@ impl App {
     pub async fn renew(&self) {
         if let Err(error) = self.repository().renew(self.now()).await {
             tracing::error!(error = crate::error::chain(&error), "metadata was not renewed");
+        }
+    }
+
+    /// Lets time pass in the reboot locks. A failure is logged: whoever asks a lock lets time pass in it first.
+    async fn tick_locks(&self) {
+        if let Err(error) = locks::tick(self).await {
+            tracing::error!(error = crate::error::chain(&error), "the reboot locks were not looked at");
         }
     }
 
@@ -160,7 +193,10 @@ impl App {
         flush.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                _ = renewal.tick() => self.renew().await,
+                _ = renewal.tick() => {
+                    self.renew().await;
+                    self.tick_locks().await;
+                }
                 _ = flush.tick() => self.flush().await,
                 () = ended(stopped.clone()) => return,
             }

@@ -1,7 +1,7 @@
 //! Steps 3 and 4, metadata and channel: what operators ask and change. Every change is in the audit log, with the
 //! name of the token that made it.
 
-use super::{Segment, read_json};
+use super::{Segment, query, read_json};
 use crate::auth::{Actor, Role};
 use crate::error::ApiError;
 use crate::server::App;
@@ -94,20 +94,6 @@ pub(super) async fn promote(
     let channel: Channel = segment.parse()?;
     let ChannelPromote { from, .. } = read_json(body, BODY_MAX).await?;
     Ok(Json(app.repository().promote(&from, &channel, &actor.name, app.now()).await?))
-}
-
-/// A number of the query string, such as `limit` in `?limit=10`.
-fn query<T: std::str::FromStr>(uri: &Uri, name: &str) -> Result<Option<T>, ApiError> {
-    let mut pairs = uri.query().unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
-    pairs
-        .find(|(key, _)| *key == name)
-        .map(|(_, value)| {
-            value.parse().map_err(|_| {
-                let found: String = value.chars().take(80).collect();
-                ApiError::Invalid(format!("{name} is not valid: expected a number, found {found:?}"))
-            })
-        })
-        .transpose()
 }
 
 fn rows(uri: &Uri) -> Result<u32, ApiError> {

@@ -1,6 +1,8 @@
 //! Steps 4 and 5: HTTP. Which path leads where, and how bodies are read.
 
 pub mod admin;
+pub mod fleetlock;
+pub mod lock;
 pub mod node;
 pub mod payloads;
 
@@ -9,11 +11,11 @@ use crate::server::App;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
-use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, State};
-use axum::http::StatusCode;
+use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, Request, State};
 use axum::http::request::Parts;
+use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{get, post, put};
+use axum::routing::{delete, get, post, put};
 use protocol::wire::SCHEMA;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -35,10 +37,17 @@ pub fn router(app: App) -> Router {
         .route("/api/v1/channels/{channel}/promote", post(admin::promote))
         .route("/api/v1/nodes", get(admin::nodes))
         .route("/api/v1/nodes/{node}", get(admin::node))
+        .route("/api/v1/nodes/{node}/remove", post(lock::remove_node))
+        .route("/api/v1/nodes/{node}/credential", delete(lock::reset_credential))
         .route("/api/v1/audit", get(admin::audit))
+        .route("/v2/lock/{group}", get(lock::view).post(lock::command))
+        .route("/api/v1/locks", get(lock::list))
+        .route("/api/v1/locks/{group}", get(lock::show))
+        .route("/api/v1/locks/{group}/release", post(lock::release))
+        .route("/api/v1/lock-policy", get(lock::policy).put(lock::set_policy))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
-        .fallback(async || ApiError::NotFound("there is nothing at this address".to_owned()))
+        .fallback(elsewhere)
         .method_not_allowed_fallback(async || {
             let mut response =
                 ApiError::Invalid("this address does not take that method".to_owned()).into_response();
@@ -49,6 +58,31 @@ pub fn router(app: App) -> Router {
         .layer(DefaultBodyLimit::disable())
         .layer(TraceLayer::new_for_http())
         .with_state(app)
+}
+
+/// Every other address. FleetLock v1 is here and not among the routes, because its clients add a slash or a prefix.
+async fn elsewhere(State(app): State<App>, request: Request) -> Response {
+    match fleetlock::Asked::of(request.uri().path()) {
+        Some(asked) => {
+            let (parts, body) = request.into_parts();
+            fleetlock::serve(&app, asked, &parts.method, &parts.headers, body).await
+        }
+        None => ApiError::NotFound("there is nothing at this address".to_owned()).into_response(),
+    }
+}
+
+/// A number or name of the query string, such as `limit` in `?limit=10`.
+fn query<T: std::str::FromStr>(uri: &Uri, name: &str) -> Result<Option<T>, ApiError> {
+    let mut pairs = uri.query().unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
+    pairs
+        .find(|(key, _)| *key == name)
+        .map(|(_, value)| {
+            value.parse().map_err(|_| {
+                let found: String = value.chars().take(80).collect();
+                ApiError::Invalid(format!("{name} is not valid: found {found:?}"))
+            })
+        })
+        .transpose()
 }
 
 /// Whether nodes can be served: the database answers and the metadata is fresh. A server without a root is ready to

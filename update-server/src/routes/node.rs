@@ -1,6 +1,8 @@
-//! Steps 4, 5 and 12: what nodes ask and report. Nothing here needs a token: what a node gets is signed, and public.
+//! Steps 4, 5 and 12: what nodes ask and report. What a node gets is signed and public;
+//! what it says of itself carries its own credential, once it has one.
 
 use super::{Segment, read_json};
+use crate::credentials::Need;
 use crate::decision;
 use crate::error::ApiError;
 use crate::server::App;
@@ -11,6 +13,8 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
+use protocol::id::NodeId;
+use protocol::lock::ClientId;
 use protocol::wire::{BODY_MAX, EVIDENCE_MAX, Events, UpdateAnswer, UpdateCheck};
 
 /// Metadata and target files with a version or digest in their name never change.
@@ -21,9 +25,19 @@ const EVENTS_MAX: usize = 256;
 /// The longest detail of an event, in bytes.
 const DETAIL_MAX: usize = 16 << 10;
 
+/// Goes on only if a node speaks for itself. One without a credential, of an older engine, is heard until its id is bound.
+async fn itself(app: &App, node: &NodeId, headers: &HeaderMap) -> Result<(), ApiError> {
+    app.credentials().check(app.store(), &ClientId::from(node), headers, Need::IfBound, app.now()).await
+}
+
 /// `POST /v1/update-check`.
-pub(super) async fn update_check(State(app): State<App>, body: Body) -> Result<Json<UpdateAnswer>, ApiError> {
+pub(super) async fn update_check(
+    State(app): State<App>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<UpdateAnswer>, ApiError> {
     let check: UpdateCheck = read_json(body, BODY_MAX).await?;
+    itself(&app, &check.node, &headers).await?;
     let view = app.repository().view();
     let answer = decision::decide(&view.published, &check.channel, &check.arch, &check.version);
     if app.checkins().add(check, app.now()) {
@@ -33,7 +47,11 @@ pub(super) async fn update_check(State(app): State<App>, body: Body) -> Result<J
 }
 
 /// `POST /v1/events`: 204 says that they are on the disk.
-pub(super) async fn events(State(app): State<App>, body: Body) -> Result<StatusCode, ApiError> {
+pub(super) async fn events(
+    State(app): State<App>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<StatusCode, ApiError> {
     let Events { node, events, .. } = read_json(body, BODY_MAX).await?;
     if let Some(event) = events.iter().find(|event| i64::try_from(event.seq).is_err()) {
         return Err(ApiError::Invalid(format!(
@@ -63,6 +81,7 @@ pub(super) async fn events(State(app): State<App>, body: Body) -> Result<StatusC
             event.evidence.len()
         )));
     }
+    itself(&app, &node, &headers).await?;
     let mut change = app.store().write().await?;
     nodes::add_events(&mut change, &node, &events, app.now()).await?;
     change.commit().await.map_err(ApiError::internal)?;

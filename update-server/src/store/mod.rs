@@ -6,7 +6,9 @@
 
 pub mod audit;
 pub mod channels;
+pub mod credentials;
 pub mod documents;
+pub mod locks;
 pub mod nodes;
 pub mod releases;
 pub mod tokens;

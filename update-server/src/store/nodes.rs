@@ -3,6 +3,7 @@
 use super::{Connection, StoreError, from_micros, parse, to_micros, to_number};
 use jiff::Timestamp;
 use protocol::id::NodeId;
+use protocol::lock::ClientId;
 use protocol::status::StateName;
 use protocol::wire::{Event, NodeInfo, UpdateCheck};
 
@@ -151,6 +152,15 @@ pub async fn list(conn: &mut Connection, skip: u32, limit: u32) -> Result<Vec<No
     .fetch_all(conn)
     .await?;
     rows.into_iter().map(info).collect()
+}
+
+/// Forgets a node's last check; its events stay. False where there was none.
+///
+/// # Errors
+/// [`StoreError`] where the database fails.
+pub async fn remove(conn: &mut Connection, node: &ClientId) -> Result<bool, StoreError> {
+    let done = sqlx::query("DELETE FROM node WHERE node = $1").bind(node.as_str()).execute(conn).await?;
+    Ok(done.rows_affected() == 1)
 }
 
 /// One node.

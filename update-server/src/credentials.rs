@@ -1,0 +1,111 @@
+//! Steps 4 and 9: whether a node is who it says. The first credential heard for a node id binds it.
+
+use crate::auth::bearer;
+use crate::error::ApiError;
+use crate::store::{Store, credentials};
+use axum::http::HeaderMap;
+use jiff::{SignedDuration, Timestamp};
+use protocol::digest::Sha256;
+use protocol::lock::ClientId;
+use protocol::wire::NodeCredential;
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// How long a check believes what the database said about a node, so that checks do not wait for it. After a reset at
+/// another server of the same database the old credential may be heard for so long.
+const BELIEVED: SignedDuration = SignedDuration::from_secs(60);
+/// How many nodes are remembered; it bounds the memory.
+const KNOWN_MAX: usize = 100_000;
+
+/// How sure a request must be of its node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// A node without a credential is heard as long as its id is not bound. A minute's delay does no harm.
+    IfBound,
+    /// A credential must be shown, and the database is asked.
+    Always,
+}
+
+/// What is known of nodes' credentials.
+#[derive(Debug, Default)]
+pub struct Credentials {
+    known: Mutex<HashMap<ClientId, (Option<Sha256>, Timestamp)>>,
+}
+
+impl Credentials {
+    fn known(&self) -> MutexGuard<'_, HashMap<ClientId, (Option<Sha256>, Timestamp)>> {
+        // A map is whole at every point.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn remember(&self, node: &ClientId, hash: Option<Sha256>, now: Timestamp) {
+        let mut known = self.known();
+        if known.len() >= KNOWN_MAX {
+            known.clear();
+        }
+        known.insert(node.clone(), (hash, now));
+    }
+
+    /// Asks the database anew at the node's next word.
+    pub fn forget(&self, node: &ClientId) {
+        self.known().remove(node);
+    }
+
+    /// Goes on only if the request is `node`'s own, as far as `need` asks; binds its id at first use.
+    ///
+    /// # Errors
+    /// [`ApiError::Unauthorized`] without a credential where there must be one, [`ApiError::Forbidden`] for another one
+    /// than the id is bound to.
+    pub async fn check(
+        &self,
+        store: &Store,
+        node: &ClientId,
+        headers: &HeaderMap,
+        need: Need,
+        now: Timestamp,
+    ) -> Result<(), ApiError> {
+        let shown = shown(headers)?.map(|credential| credential.hash());
+        if need == Need::IfBound {
+            let believed = self.known().get(node).cloned();
+            let fresh = |at: Timestamp| now.duration_since(at).abs() < BELIEVED;
+            if believed.is_some_and(|(bound, at)| fresh(at) && bound == shown) {
+                return Ok(());
+            }
+        }
+        let mut bound = credentials::find(&mut *store.read().await?, node).await?;
+        if let (None, Some(hash)) = (&bound, &shown) {
+            let mut change = store.write().await?;
+            if credentials::bind(&mut change, node, hash, now).await? {
+                tracing::info!(%node, "a node id is bound to its first credential");
+            }
+            bound = credentials::find(&mut change, node).await?;
+            change.commit().await.map_err(ApiError::internal)?;
+        }
+        if bound != shown {
+            return Err(ApiError::Forbidden(format!(
+                "the node id {node} is bound to another credential: if this node lost its state, an operator's \
+                 updatectl node reset-credential {node} lets it be heard again"
+            )));
+        }
+        if bound.is_none() && need == Need::Always {
+            return Err(ApiError::Unauthorized(
+                "no credential: expected the header Authorization: Bearer with the node's own credential"
+                    .to_owned(),
+            ));
+        }
+        self.remember(node, bound, now);
+        Ok(())
+    }
+}
+
+/// The credential that a request shows. An operator's token is none.
+fn shown(headers: &HeaderMap) -> Result<Option<NodeCredential>, ApiError> {
+    bearer(headers)
+        .filter(|token| NodeCredential::is_meant_by(token))
+        .map(|token| {
+            token
+                .parse()
+                .map_err(|error: protocol::wire::InvalidCredential| ApiError::Unauthorized(error.to_string()))
+        })
+        .transpose()
+}

@@ -1,0 +1,160 @@
+//! Step 9, permit: what operators do to the locks as a whole: policies, and nodes that are gone for good.
+
+use crate::server::App;
+use crate::store::audit::{self, Change};
+use crate::store::{Connection, StoreError, credentials, locks, nodes};
+use jiff::Timestamp;
+use protocol::digest::Sha256;
+use protocol::lock::{ClientId, Command, Context, Document, PolicyFile, Problem, apply};
+
+/// Why policies were not set. Nothing has changed then.
+#[derive(Debug, thiserror::Error)]
+pub enum PolicyFailure {
+    /// The file cannot be used.
+    #[error("{0}")]
+    Invalid(String),
+    /// The policy is another one by now.
+    #[error("the policy was changed by somebody else in the meantime: look at it again")]
+    Changed,
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What a state of the policy is named by.
+#[must_use]
+pub fn digest(file: &PolicyFile) -> Sha256 {
+    Sha256::of(file.to_string().as_bytes())
+}
+
+/// All policies and caps as they are.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn current(conn: &mut Connection) -> Result<PolicyFile, StoreError> {
+    let groups = locks::list(conn).await?.into_iter().map(|(_, lock)| (lock.group, lock.policy)).collect();
+    Ok(PolicyFile { groups, caps: locks::caps(conn).await?.1 })
+}
+
+/// Sets the policies that a file names, and the caps, in one transaction: groups that are new are made, those that the
+/// file leaves out stay as they are. Holders stay, whatever the new policy says.
+///
+/// # Errors
+/// [`PolicyFailure`].
+pub async fn set(
+    app: &App,
+    text: &str,
+    replaces: &Sha256,
+    who: &str,
+    why: &str,
+) -> Result<PolicyFile, PolicyFailure> {
+    let wanted = PolicyFile::parse("the policy file", text).map_err(|errors| {
+        let line = errors.0.first().map_or_else(String::new, ToString::to_string);
+        let more = errors.0.len().saturating_sub(1);
+        PolicyFailure::Invalid(if more == 0 { line } else { format!("{line} (and {more} more errors)") })
+    })?;
+    check(&wanted)?;
+    let _turn = app.lock_turn().await;
+    let now = app.now();
+    let mut change = app.store().write().await?;
+    if digest(&current(&mut change).await?) != *replaces {
+        return Err(PolicyFailure::Changed);
+    }
+    for (group, policy) in &wanted.groups {
+        let command =
+            Command::SetPolicy { policy: Box::new(policy.clone()), who: who.to_owned(), why: why.to_owned() };
+        // A policy asks for nothing but the time.
+        let context = Context { now, population: None, caps: Vec::new(), quorum: None };
+        let found = locks::find(&mut change, group).await?;
+        let (revision, next) = match &found {
+            Some((revision, document)) => (*revision, apply(document, &command, &context).document),
+            None => (0, Some(Document::new(group.clone(), policy.clone()))),
+        };
+        let Some(next) = next else { continue };
+        if !locks::swap_document(&mut change, revision, &next).await? {
+            return Err(PolicyFailure::Changed);
+        }
+        let before = found.as_ref().map(|(_, document)| &document.policy);
+        // Time may have passed in the document without a change of the policy.
+        if before != Some(policy) {
+            let detail = if before.is_none() { format!("new group: {why}") } else { why.to_owned() };
+            let entry =
+                Change { actor: who, action: "lock.policy", subject: group.as_str(), detail: &detail };
+            audit::record(&mut change, now, entry).await?;
+        }
+    }
+    set_caps(&mut change, &wanted, who, why, now).await?;
+    let after = current(&mut change).await?;
+    change.commit().await.map_err(StoreError::from)?;
+    Ok(after)
+}
+
+async fn set_caps(
+    conn: &mut Connection,
+    wanted: &PolicyFile,
+    who: &str,
+    why: &str,
+    now: Timestamp,
+) -> Result<(), PolicyFailure> {
+    let (revision, caps) = locks::caps(conn).await?;
+    if caps == wanted.caps {
+        return Ok(());
+    }
+    if !locks::swap_caps(conn, revision, &wanted.caps).await? {
+        return Err(PolicyFailure::Changed);
+    }
+    let entry = Change { actor: who, action: "lock.caps", subject: "caps", detail: why };
+    Ok(audit::record(conn, now, entry).await?)
+}
+
+/// A file that was read has been checked; this names what the rules for documents refuse all the same.
+fn check(file: &PolicyFile) -> Result<(), PolicyFailure> {
+    let groups = file.groups.iter().flat_map(|(group, policy)| {
+        policy.problems().into_iter().map(move |problem| (format!("group.{group}"), problem))
+    });
+    let caps = file.caps.problems().into_iter().map(|problem| ("cap".to_owned(), problem));
+    match groups.chain(caps).next() {
+        Some((of, Problem { key, message })) => Err(PolicyFailure::Invalid(format!("{of}.{key}: {message}"))),
+        None => Ok(()),
+    }
+}
+
+/// Takes a node out of all locks, and forgets it and its credential. False where nothing was known of it.
+///
+/// # Errors
+/// [`StoreError`]; then nothing has changed.
+pub async fn remove_node(app: &App, node: &ClientId, who: &str, why: &str) -> Result<bool, StoreError> {
+    let _turn = app.lock_turn().await;
+    let now = app.now();
+    app.checkins().flush(app.store()).await?;
+    let mut change = app.store().write().await?;
+    let mut known = nodes::remove(&mut change, node).await?;
+    known |= locks::forget_place(&mut change, node).await?;
+    known |= credentials::forget(&mut change, node).await?;
+    let command = Command::RemoveNode { node: node.clone(), who: who.to_owned(), why: why.to_owned() };
+    for (revision, document) in locks::list(&mut change).await? {
+        let held = document.holder(node).is_some();
+        let waits = document.queue.iter().any(|waiter| waiter.node == *node);
+        if !held && !waits {
+            continue;
+        }
+        let context = Context { now, population: None, caps: Vec::new(), quorum: None };
+        let Some(next) = apply(&document, &command, &context).document else { continue };
+        if !locks::swap_document(&mut change, revision, &next).await? {
+            return Err(StoreError::Corrupt { what: "a lock's revision", found: revision.to_string() });
+        }
+        known = true;
+        let what = if held { "permit" } else { "place" };
+        let detail = format!("the {what} of {node} went with it: {why}");
+        let entry =
+            Change { actor: who, action: "lock.remove", subject: document.group.as_str(), detail: &detail };
+        audit::record(&mut change, now, entry).await?;
+    }
+    if known {
+        let entry = Change { actor: who, action: "node.remove", subject: node.as_str(), detail: why };
+        audit::record(&mut change, now, entry).await?;
+    }
+    change.commit().await.map_err(StoreError::from)?;
+    app.credentials().forget(node);
+    Ok(known)
+}
