@@ -3,7 +3,7 @@
 use super::node::NodeOptions;
 use super::{Output, Program};
 use crate::local::NodeCommand;
-use crate::operator::{OperatorCommand, ServerOptions};
+use crate::operator::{LockCommand, OperatorCommand, ServerOptions};
 use clap::{Parser, Subcommand};
 
 /// Releases and channels on a server; status and repair on a node.
@@ -30,9 +30,20 @@ pub enum Verb {
     /// On this node.
     #[command(flatten)]
     Node(NodeCommand),
+    /// The reboot lock.
+    #[command(subcommand)]
+    Lock(LockVerb),
     /// Against a server.
     #[command(flatten)]
     Server(OperatorCommand),
+}
+
+/// What can be asked about the reboot lock.
+#[derive(Debug, Subcommand)]
+pub enum LockVerb {
+    /// Of a server.
+    #[command(flatten)]
+    Server(LockCommand),
 }
 
 impl Program for Cli {

@@ -137,6 +137,22 @@ impl Client {
         self.answer(self.request(method, path)?.json(body), path).await
     }
 
+    /// Sends a document to the admin API that it answers with nothing but success.
+    ///
+    /// # Errors
+    /// [`OperatorError`].
+    pub async fn post<B: Serialize>(&self, path: &str, body: &B) -> Result<(), OperatorError> {
+        self.send(self.request(Method::POST, path)?.json(body), path).await.map(drop)
+    }
+
+    /// Deletes something of the admin API.
+    ///
+    /// # Errors
+    /// [`OperatorError`].
+    pub async fn delete(&self, path: &str) -> Result<(), OperatorError> {
+        self.send(self.request(Method::DELETE, path)?, path).await.map(drop)
+    }
+
     /// A metadata file as nodes get it; `None` where the server has none of that name.
     ///
     /// # Errors

@@ -114,8 +114,14 @@ pub enum OperatorError {
     #[error("{0}")]
     Wrong(String),
     /// The operator said no.
-    #[error("nothing was signed: the answer was not yes")]
+    #[error("nothing was done: the answer was not yes")]
     Declined,
+    /// There is nobody to ask.
+    #[error("nothing was done: there is no terminal to ask on; say --yes")]
+    NobodyToAsk,
+    /// A policy file, with a line for each error.
+    #[error("the policy cannot be used:\n{0}")]
+    Policy(protocol::lock::PolicyFileErrors),
     /// The answer cannot be written as JSON.
     #[error("cannot print the answer")]
     Output(#[source] serde_json::Error),
@@ -127,7 +133,7 @@ impl OperatorError {
     pub const fn exit(&self) -> Exit {
         match self {
             Self::Untrusted { .. } | Self::Refused(_) => Exit::Refused,
-            Self::NoServer | Self::NoToken | Self::Address(_) => Exit::Usage,
+            Self::NoServer | Self::NoToken | Self::Address(_) | Self::NobodyToAsk => Exit::Usage,
             _ => Exit::Failed,
         }
     }

@@ -6,6 +6,7 @@
 mod channel;
 mod client;
 mod error;
+mod lock;
 mod node;
 mod release;
 mod root;
@@ -14,10 +15,12 @@ mod upload;
 
 pub use client::{Client, ServerOptions};
 pub use error::OperatorError;
+pub use lock::{LockCommand, PolicyCommand};
 
 use clap::Subcommand;
 use protocol::status::Exit;
 use serde::Serialize;
+use std::io::{IsTerminal as _, Write as _};
 
 /// The commands of `updatectl` that speak to a server.
 #[derive(Debug, Subcommand)]
@@ -59,6 +62,30 @@ pub async fn run(
         OperatorCommand::Node(command) => node::run(command, &client, json).await,
         OperatorCommand::Audit { limit } => node::audit(&client, limit, json).await,
     }
+}
+
+/// Runs a command about the reboot locks of a server, as [`run`] does the others.
+///
+/// # Errors
+/// [`OperatorError`]; see [`OperatorError::exit`] for the exit code.
+pub async fn lock(command: LockCommand, options: &ServerOptions, json: bool) -> Result<Exit, OperatorError> {
+    lock::run(command, &Client::new(options)?, json).await
+}
+
+/// Asks on a terminal before something that is not undone by the next command.
+fn ask(question: &str, yes: bool) -> Result<(), OperatorError> {
+    if yes {
+        return Ok(());
+    }
+    if !std::io::stdin().is_terminal() {
+        return Err(OperatorError::NobodyToAsk);
+    }
+    let failed = |source| OperatorError::File { path: "the terminal".into(), source };
+    eprint!("{question} [y/N] ");
+    std::io::stderr().flush().map_err(failed)?;
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line).map_err(failed)?;
+    if matches!(line.trim(), "y" | "Y" | "yes") { Ok(()) } else { Err(OperatorError::Declined) }
 }
 
 /// Prints a document as one line of JSON.

@@ -1,11 +1,13 @@
 //! Steps 4 and 12: `updatectl node` and `updatectl audit`: what a server knows of its nodes and of its changes.
 
-use super::{Client, OperatorError, print_json};
+use super::{Client, OperatorError, ask, print_json};
 use clap::Subcommand;
 use jiff::Timestamp;
 use protocol::id::NodeId;
+use protocol::lock::ClientId;
 use protocol::status::{Exit, lines, one_line};
-use protocol::wire::{AuditLog, Event, NodeInfo, NodeList, NodeShow};
+use protocol::wire::{AuditLog, Event, NodeInfo, NodeList, NodeRemove, NodeShow, SCHEMA};
+use serde_json::json;
 
 /// Commands about nodes.
 #[derive(Debug, Subcommand)]
@@ -23,6 +25,23 @@ pub enum NodeCommand {
     Show {
         /// Its id: 32 hexadecimal digits.
         node: NodeId,
+    },
+    /// Forget a node's credential: the next one that it shows counts. For a node that lost its state or was installed
+    /// anew.
+    ResetCredential {
+        /// Its id.
+        node: ClientId,
+    },
+    /// A node is gone for good: forget it, and free its permits and places in the queues of locks.
+    Remove {
+        /// Its id.
+        node: ClientId,
+        /// Why, for the audit log.
+        #[arg(long, value_name = "TEXT")]
+        why: String,
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
     },
 }
 
@@ -49,8 +68,37 @@ pub(super) async fn run(command: NodeCommand, client: &Client, json: bool) -> Re
                 show.events.iter().for_each(|event| print!("{}", shown(event)));
             }
         }
+        NodeCommand::ResetCredential { node } => {
+            client.delete(&format!("api/v1/nodes/{}/credential", segment(&node))).await?;
+            print_done(&node, "may show a new credential", json)?;
+        }
+        NodeCommand::Remove { node, why, yes } => {
+            eprintln!("{node} is forgotten, and its permits and places in queues are freed");
+            ask("remove it?", yes)?;
+            let body = NodeRemove { schema: SCHEMA, why };
+            client.post(&format!("api/v1/nodes/{}/remove", segment(&node)), &body).await?;
+            print_done(&node, "is removed", json)?;
+        }
     }
     Ok(Exit::Done)
+}
+
+/// Says what was done to a node.
+fn print_done(node: &ClientId, what: &str, json: bool) -> Result<(), OperatorError> {
+    if json {
+        return print_json(&json!({ "schema": SCHEMA, "changed": true, "node": node }));
+    }
+    println!("{node} {what}");
+    Ok(())
+}
+
+/// A node id as a part of a path: an id of a FleetLock v1 client may have any visible characters.
+fn segment(node: &ClientId) -> String {
+    let safe = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+    node.as_str()
+        .bytes()
+        .map(|b| if safe(b) { char::from(b).to_string() } else { format!("%{b:02X}") })
+        .collect()
 }
 
 fn time(at: Timestamp) -> String {

@@ -3,7 +3,7 @@
 use super::root::print_published;
 use super::targets::{SignOptions, Signer};
 use super::upload::ReleaseFolder;
-use super::{Client, OperatorError, human, print_json};
+use super::{Client, OperatorError, ask, human, print_json};
 use clap::Subcommand;
 use protocol::id::Arch;
 use protocol::manifest::{Manifest, TargetCustom};
@@ -11,7 +11,7 @@ use protocol::status::Exit;
 use protocol::version::Version;
 use protocol::wire::{ReleaseList, SCHEMA};
 use serde_json::json;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use trust::document::TargetsChange;
 
@@ -63,15 +63,7 @@ pub(super) async fn run(command: ReleaseCommand, client: &Client, json: bool) ->
 
 /// Asks on a terminal. Without one, the command itself is the answer.
 fn confirm(yes: bool) -> Result<(), OperatorError> {
-    if yes || !std::io::stdin().is_terminal() {
-        return Ok(());
-    }
-    let failed = |source| OperatorError::File { path: "the terminal".into(), source };
-    eprint!("sign and publish? [y/N] ");
-    std::io::stderr().flush().map_err(failed)?;
-    let mut line = String::new();
-    std::io::stdin().read_line(&mut line).map_err(failed)?;
-    if matches!(line.trim(), "y" | "Y" | "yes") { Ok(()) } else { Err(OperatorError::Declined) }
+    ask("sign and publish?", yes || !std::io::stdin().is_terminal())
 }
 
 async fn push(

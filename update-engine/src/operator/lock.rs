@@ -1,0 +1,394 @@
+//! Step 9, permit, from the operator's side: who holds and who waits on a server's reboot locks, permits taken away, and
+//! policies.
+
+use super::{Client, OperatorError, ask, print_json};
+use clap::Subcommand;
+use jiff::Timestamp;
+use protocol::id::Group;
+use protocol::lock::{ClientId, Holder, Phase, PolicyFile, Waiter};
+use protocol::status::{Exit, one_line};
+use protocol::wire::{LockInfo, LockList, LockPolicies, LockPolicySet, LockReasons, LockRelease, SCHEMA};
+use reqwest::Method;
+use serde_json::json;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// Commands about the reboot locks of a server.
+#[derive(Debug, Subcommand)]
+pub enum LockCommand {
+    /// Who holds a permit, who waits, and why.
+    List {
+        /// Only this group.
+        group: Option<Group>,
+    },
+    /// Take a permit away, if it is still the one that is shown. The node may be about to reboot, or down: look first.
+    Release {
+        /// The node that holds it.
+        node: ClientId,
+        /// The group of the lock.
+        #[arg(long)]
+        group: Group,
+        /// Why, for the audit log.
+        #[arg(long, value_name = "TEXT")]
+        why: String,
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Policies: who may hold a permit, how many, and when.
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+}
+
+/// Commands about policies.
+#[derive(Debug, Subcommand)]
+pub enum PolicyCommand {
+    /// Print the policy as a file that policy set reads.
+    Show {
+        /// Only this group.
+        group: Option<Group>,
+    },
+    /// Set the policies of the groups that a file names, and all caps. Other groups keep theirs.
+    Set {
+        /// The file (TOML); docs/lock-policy.md describes it.
+        file: PathBuf,
+        /// Why, for the audit log.
+        #[arg(long, value_name = "TEXT", default_value = "updatectl lock policy set")]
+        why: String,
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+pub(super) async fn run(command: LockCommand, client: &Client, json: bool) -> Result<Exit, OperatorError> {
+    match command {
+        LockCommand::List { group } => list(client, group.as_ref(), json).await,
+        LockCommand::Release { node, group, why, yes } => {
+            release(client, &node, &group, &why, yes, json).await
+        }
+        LockCommand::Policy(PolicyCommand::Show { group }) => show_policy(client, group.as_ref(), json).await,
+        LockCommand::Policy(PolicyCommand::Set { file, why, yes }) => {
+            set_policy(client, &file, &why, yes, json).await
+        }
+    }
+}
+
+async fn list(client: &Client, group: Option<&Group>, json: bool) -> Result<Exit, OperatorError> {
+    let list = match group {
+        Some(group) => {
+            let info: LockInfo = client.get(&format!("api/v1/locks/{group}")).await?;
+            LockList { schema: SCHEMA, locks: vec![info] }
+        }
+        None => client.get("api/v1/locks").await?,
+    };
+    if json {
+        print_json(&list)?;
+    } else {
+        let now = Timestamp::now();
+        list.locks.iter().for_each(|info| print!("{}", shown(info, now)));
+    }
+    Ok(Exit::Done)
+}
+
+/// A lock in lines: the group, its holders, its waiters.
+fn shown(info: &LockInfo, now: Timestamp) -> String {
+    let document = &info.view.document;
+    let (holders, waiters) = (document.holders.len(), document.queue.len());
+    let mut text = format!("{}: {holders} holding, {waiters} waiting", document.group);
+    if let Some(population) = &info.view.population {
+        text.push_str(&format!(", {} nodes", population.total));
+    }
+    text.push('\n');
+    for holder in &document.holders {
+        text.push_str(&format!("  {}\n", holder_line(holder, now)));
+        because(&mut text, &info.holding, &holder.node);
+    }
+    for (place, waiter) in document.queue.iter().enumerate() {
+        text.push_str(&format!("  {}\n", waiter_line(place + 1, waiter, now)));
+        because(&mut text, &info.waiting, &waiter.node);
+    }
+    text
+}
+
+/// What stands against a node, below its line.
+fn because(text: &mut String, all: &[LockReasons], node: &ClientId) {
+    for reason in all.iter().filter(|reasons| reasons.node == *node).flat_map(|reasons| &reasons.because) {
+        text.push_str(&format!("      | {}\n", one_line(reason)));
+    }
+}
+
+fn holder_line(holder: &Holder, now: Timestamp) -> String {
+    let phase = match (holder.phase, holder.attempt.is_some()) {
+        (Phase::Granted, false) => "holds (FleetLock v1)",
+        (Phase::Granted, true) => "makes ready",
+        (Phase::Rebooting, _) => "reboots",
+        (Phase::Booted, _) => "proves its health",
+        (Phase::Failed, _) => "FAILED",
+    };
+    let mut line = format!("{}  {phase} since {}", holder.node, ago(holder.phase_at, now));
+    if let Some(to) = &holder.to {
+        let from = holder.from.as_ref().map_or_else(String::new, |from| format!("{from} -> "));
+        line.push_str(&format!(", {from}{to}"));
+    }
+    if let Some(zone) = &holder.zone {
+        line.push_str(&format!(", zone {zone}"));
+    }
+    match holder.stuck_since {
+        Some(since) => line.push_str(&format!(", STUCK: silent past its deadline since {}", ago(since, now))),
+        None if holder.phase == Phase::Failed => {}
+        None => line.push_str(&format!(", due by {}", time(holder.deadline))),
+    }
+    if !holder.reason.is_empty() {
+        line.push_str(&format!(" ({})", one_line(&holder.reason)));
+    }
+    line
+}
+
+fn waiter_line(place: usize, waiter: &Waiter, now: Timestamp) -> String {
+    let mut line = format!("{}  waits, place {place}, since {}", waiter.node, ago(waiter.since, now));
+    if let Some(to) = &waiter.to {
+        line.push_str(&format!(", to {to}"));
+    }
+    if let Some(zone) = &waiter.zone {
+        line.push_str(&format!(", zone {zone}"));
+    }
+    if waiter.priority != 0 {
+        line.push_str(&format!(", priority {}", waiter.priority));
+    }
+    line
+}
+
+fn time(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+/// A time, and how long ago it was.
+fn ago(at: Timestamp, now: Timestamp) -> String {
+    let seconds = now.duration_since(at).as_secs();
+    let span = match seconds {
+        ..0 => "ahead of this clock".to_owned(),
+        0..120 => format!("{seconds} s ago"),
+        120..7200 => format!("{} min ago", seconds / 60),
+        7200..172_800 => format!("{} h ago", seconds / 3600),
+        _ => format!("{} days ago", seconds / 86_400),
+    };
+    format!("{} ({span})", time(at))
+}
+
+/// Takes away exactly the permit that was shown: with another grant by then, the server refuses.
+async fn release(
+    client: &Client,
+    node: &ClientId,
+    group: &Group,
+    why: &str,
+    yes: bool,
+    json: bool,
+) -> Result<Exit, OperatorError> {
+    let path = format!("api/v1/locks/{group}");
+    let info: LockInfo = client.get(&path).await?;
+    let Some(holder) = info.view.document.holder(node) else {
+        if json {
+            print_json(&json!({ "schema": SCHEMA, "changed": false, "group": group, "node": node }))?;
+        } else {
+            println!("nothing to do: {node} holds no permit in group {group}");
+        }
+        return Ok(Exit::NothingToDo);
+    };
+    eprintln!("{}", holder_line(holder, Timestamp::now()));
+    ask("take this permit away?", yes)?;
+    let body = LockRelease { schema: SCHEMA, node: node.clone(), grant: holder.grant, why: why.to_owned() };
+    let _: LockInfo = client.change(Method::POST, &format!("{path}/release"), &body).await?;
+    if json {
+        print_json(&json!({
+            "schema": SCHEMA, "changed": true, "group": group, "node": node, "released": holder,
+        }))?;
+    } else {
+        println!("released the permit of {node} in group {group}");
+    }
+    Ok(Exit::Done)
+}
+
+async fn policies(client: &Client) -> Result<(LockPolicies, PolicyFile), OperatorError> {
+    let policies: LockPolicies = client.get("api/v1/lock-policy").await?;
+    let file = PolicyFile::parse(client.server(), &policies.file).map_err(OperatorError::Policy)?;
+    Ok((policies, file))
+}
+
+async fn show_policy(client: &Client, group: Option<&Group>, json: bool) -> Result<Exit, OperatorError> {
+    let (_, mut file) = policies(client).await?;
+    if let Some(group) = group {
+        let policy = file.groups.remove(group).ok_or_else(|| {
+            OperatorError::Wrong(format!("there is no group {group}: updatectl lock list shows all"))
+        })?;
+        file.groups = [(group.clone(), policy)].into();
+        file.caps.caps.retain(|_, cap| cap.groups.contains(group));
+    }
+    if json {
+        print_json(&json!({
+            "schema": SCHEMA, "groups": file.groups, "caps": file.caps.caps, "file": file.to_string(),
+        }))?;
+    } else {
+        print!("{file}");
+    }
+    Ok(Exit::Done)
+}
+
+async fn set_policy(
+    client: &Client,
+    path: &Path,
+    why: &str,
+    yes: bool,
+    json: bool,
+) -> Result<Exit, OperatorError> {
+    let text = std::fs::read_to_string(path).map_err(OperatorError::file(path))?;
+    let wanted = PolicyFile::parse(&path.display().to_string(), &text).map_err(OperatorError::Policy)?;
+    let (current, before) = policies(client).await?;
+    // Groups that the file leaves out stay as they are.
+    let mut after = PolicyFile { groups: before.groups.clone(), caps: wanted.caps.clone() };
+    after.groups.extend(wanted.groups.clone());
+    let changes = difference(&before, &after);
+    if changes.is_empty() {
+        if json {
+            print_json(&json!({ "schema": SCHEMA, "changed": false }))?;
+        } else {
+            println!("nothing to do: the server has these policies");
+        }
+        return Ok(Exit::NothingToDo);
+    }
+    changes.iter().for_each(|line| eprintln!("{line}"));
+    ask("set this policy?", yes)?;
+    let body = LockPolicySet {
+        schema: SCHEMA,
+        replaces: current.digest,
+        file: wanted.to_string(),
+        why: why.to_owned(),
+    };
+    let _: LockPolicies = client.change(Method::PUT, "api/v1/lock-policy", &body).await?;
+    if json {
+        print_json(&json!({ "schema": SCHEMA, "changed": true, "changes": changes }))?;
+    } else {
+        println!("the policy is set; permits that are held stay held");
+    }
+    Ok(Exit::Done)
+}
+
+/// What changes, as lines of policy files: those that go and those that come, below the name of their table.
+fn difference(before: &PolicyFile, after: &PolicyFile) -> Vec<String> {
+    let (before, after) = (tables(before), tables(after));
+    let mut names: Vec<&String> = before.iter().map(|(name, _)| name).collect();
+    names.extend(after.iter().map(|(name, _)| name).filter(|name| !before.iter().any(|(n, _)| n == *name)));
+    let mut changes = Vec::new();
+    for name in names {
+        let of = |all: &[(String, Vec<String>)]| -> Vec<String> {
+            all.iter().filter(|(table, _)| table == name).flat_map(|(_, lines)| lines.clone()).collect()
+        };
+        let (old, new) = (of(&before), of(&after));
+        let (old_set, new_set): (BTreeSet<&String>, BTreeSet<&String>) =
+            (old.iter().collect(), new.iter().collect());
+        let gone = old.iter().filter(|line| !new_set.contains(line)).map(|line| format!("- {line}"));
+        let come = new.iter().filter(|line| !old_set.contains(line)).map(|line| format!("+ {line}"));
+        let lines: Vec<String> = gone.chain(come).collect();
+        let is_new = !before.iter().any(|(table, _)| table == name);
+        let is_gone = !after.iter().any(|(table, _)| table == name);
+        if is_new || is_gone || !lines.is_empty() {
+            let mark = if is_new {
+                "+ "
+            } else if is_gone {
+                "- "
+            } else {
+                "  "
+            };
+            changes.push(format!("{mark}{name}"));
+            changes.extend(lines);
+        }
+    }
+    changes
+}
+
+/// A policy file by its tables: the header, and the lines below it.
+fn tables(file: &PolicyFile) -> Vec<(String, Vec<String>)> {
+    let mut tables: Vec<(String, Vec<String>)> = Vec::new();
+    for line in file.to_string().lines().map(str::trim_end).filter(|line| !line.is_empty()) {
+        match tables.last_mut() {
+            Some((_, lines)) if !line.starts_with('[') => lines.push(line.to_owned()),
+            _ => tables.push((line.to_owned(), Vec::new())),
+        }
+    }
+    tables
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use protocol::lock::{Cap, Document, Limit, Policy};
+    use protocol::wire::LockView;
+
+    fn file(max: u32) -> PolicyFile {
+        let policy = Policy { max: Limit::Count(max), ..Policy::default() };
+        PolicyFile { groups: [("default".parse().unwrap(), policy)].into(), ..PolicyFile::default() }
+    }
+
+    #[test]
+    fn the_difference_names_tables_and_lines() {
+        assert!(difference(&file(1), &file(1)).is_empty());
+        assert_eq!(difference(&file(1), &file(3)), ["  [group.default]", "- max = 1", "+ max = 3"]);
+        let mut wider = file(1);
+        wider.groups.insert("web".parse().unwrap(), Policy::default());
+        let added = difference(&file(1), &wider);
+        assert_eq!(added[..2], ["+ [group.web]", "+ max = 1"], "{added:?}");
+        let cap = Cap { groups: vec!["default".parse().unwrap()], max: 2 };
+        wider.caps.caps.insert("all".to_owned(), cap);
+        let removed = difference(&wider, &file(1));
+        assert!(removed.iter().any(|line| line == "- [cap.all]"), "{removed:?}");
+    }
+
+    #[test]
+    fn a_lock_shows_who_holds_who_waits_and_why_and_obeys_no_terminal() {
+        let now: Timestamp = "2026-11-24T12:00:00Z".parse().unwrap();
+        let holder = Holder {
+            node: "n1".parse().unwrap(),
+            attempt: Some("a1".parse().unwrap()),
+            boot_before: None,
+            boot_after: None,
+            from: Some("1.0".parse().unwrap()),
+            to: Some("1.1".parse().unwrap()),
+            zone: None,
+            etcd_member: None,
+            reason: "update\n\u{1b}[2J".to_owned(),
+            grant: 4,
+            phase: Phase::Rebooting,
+            granted_at: now,
+            phase_at: "2026-11-24T11:00:00Z".parse().unwrap(),
+            deadline: "2026-11-24T11:30:00Z".parse().unwrap(),
+            stuck_since: Some("2026-11-24T11:30:00Z".parse().unwrap()),
+        };
+        let waiter = Waiter {
+            node: "n2".parse().unwrap(),
+            attempt: None,
+            to: None,
+            zone: Some("rack-1".parse().unwrap()),
+            etcd_member: None,
+            priority: 5,
+            since: "2026-11-24T11:59:00Z".parse().unwrap(),
+            seen: now,
+        };
+        let document = Document {
+            holders: vec![holder],
+            queue: vec![waiter],
+            ..Document::new("default".parse().unwrap(), Policy::default())
+        };
+        let view = LockView { schema: SCHEMA, revision: 3, document, population: None, caps: Vec::new() };
+        let waiting =
+            vec![LockReasons { node: "n2".parse().unwrap(), because: vec!["halted: node n1".to_owned()] }];
+        let text = shown(&LockInfo { view, holding: Vec::new(), waiting }, now);
+        assert_eq!(
+            text,
+            "default: 1 holding, 1 waiting\n  \
+             n1  reboots since 2026-11-24T11:00:00Z (60 min ago), 1.0 -> 1.1, STUCK: silent past its deadline since \
+             2026-11-24T11:30:00Z (30 min ago) (update \\u{1b}[2J)\n  \
+             n2  waits, place 1, since 2026-11-24T11:59:00Z (60 s ago), zone rack-1, priority 5\n      \
+             | halted: node n1\n"
+        );
+    }
+}
