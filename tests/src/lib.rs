@@ -6,11 +6,13 @@
 //! - [`small`] is a world with a small release, for tests.
 //! - [`hostile`] stands between node and server and misbehaves.
 //! - [`bus`] is a private system bus, with a polkit that says what a test wants.
+//! - [`etcd`] is an etcd cluster that can be frozen and killed.
 //! - [`blockdev`] puts a disk file behind a loop device.
 //! - [`vm`] boots: firmware, loader, kernel and engine in virtual machines.
 
 pub mod blockdev;
 pub mod bus;
+pub mod etcd;
 pub mod hostile;
 pub mod images;
 pub mod node;

@@ -9,6 +9,7 @@
 //! | [`node`], [`driver`], [`operations`] | all: the machine's effects, executed in order |
 //! | [`check`] | 4, 5: the server asked, its answer judged |
 //! | [`install`], [`slots`], [`preflight`] | 5 to 8: the release fetched and written, the slots changed |
+//! | [`lock`] | 9: the reboot lock asked, wherever it is kept |
 //! | [`health`], [`reboot`] | 12, 10 |
 //! | [`system`] | 9 to 12: systemd, logind, hooks, what is known of a boot that failed |
 //! | [`confirm`] | 12: goes back where the engine does not confirm |
@@ -28,6 +29,7 @@ pub mod error;
 pub mod health;
 pub mod install;
 pub mod local;
+pub mod lock;
 pub mod logging;
 pub mod manners;
 pub mod network;

@@ -17,6 +17,8 @@ use crate::config::settings::Download;
 use backoff::Backoff;
 use body::Body;
 pub use error::NetworkError;
+use protocol::id::Group;
+use protocol::lock::ClientId;
 use protocol::wire;
 use reqwest::Url;
 use reqwest::header::{ACCEPT_ENCODING, HeaderValue};
@@ -27,6 +29,9 @@ use std::sync::Arc;
 /// How often a small request is repeated when its failure looks passing. What the engine does about a server that
 /// stays away is the state machine's business.
 const SMALL_REQUEST_RETRIES: u32 = 2;
+
+/// The longest lock that is read, in bytes: a full queue and a fleet of holders are some hundred KiB.
+const LOCK_VIEW_MAX: u64 = 8 << 20;
 
 /// The node's one HTTP client. Clones share its connections.
 #[derive(Clone, Debug)]
@@ -86,11 +91,8 @@ impl Client {
         let url = self.url("v1/update-check")?;
         let bytes = self.post(&url, check).await?;
         let answer: wire::UpdateAnswer = parse(&url, &bytes)?;
-        if answer.schema == wire::SCHEMA {
-            Ok(answer)
-        } else {
-            Err(NetworkError::Schema { url: url.to_string(), expected: wire::SCHEMA, found: answer.schema })
-        }
+        known_schema(&url, answer.schema)?;
+        Ok(answer)
     }
 
     /// Reports events; returns once the server has them on its disk.
@@ -100,6 +102,40 @@ impl Client {
     pub async fn send_events(&self, events: &wire::Events) -> Result<(), NetworkError> {
         let url = self.url("v1/events")?;
         self.post(&url, events).await.map(drop)
+    }
+
+    /// Gives a node's command to the lock of a group. It may be sent more than once, which does no harm: every command is
+    /// idempotent on node and attempt.
+    ///
+    /// # Errors
+    /// [`NetworkError`]
+    pub async fn lock_command(
+        &self,
+        group: &Group,
+        command: &wire::LockCommand,
+    ) -> Result<wire::LockAnswer, NetworkError> {
+        let url = self.url(&format!("v2/lock/{group}"))?;
+        let bytes = self.post(&url, command).await?;
+        let answer: wire::LockAnswer = parse(&url, &bytes)?;
+        known_schema(&url, answer.schema)?;
+        Ok(answer)
+    }
+
+    /// The lock of a group as it stands; `None` where there is no such group.
+    ///
+    /// # Errors
+    /// [`NetworkError`]
+    pub async fn lock_view(
+        &self,
+        group: &Group,
+        node: &ClientId,
+    ) -> Result<Option<wire::LockView>, NetworkError> {
+        let path = format!("v2/lock/{group}?node={node}");
+        let Some(bytes) = self.get_as_node(&path, LOCK_VIEW_MAX).await? else { return Ok(None) };
+        let url = self.url(&path)?;
+        let view: wire::LockView = parse(&url, &bytes)?;
+        known_schema(&url, view.schema)?;
+        Ok(Some(view))
     }
 
     async fn post<T: Serialize>(&self, url: &Url, document: &T) -> Result<Vec<u8>, NetworkError> {
@@ -180,6 +216,13 @@ impl Client {
             Err(error::from_response(url, response, &self.limits).await)
         }
     }
+}
+
+fn known_schema(url: &Url, found: u32) -> Result<(), NetworkError> {
+    if found == wire::SCHEMA {
+        return Ok(());
+    }
+    Err(NetworkError::Schema { url: url.to_string(), expected: wire::SCHEMA, found })
 }
 
 fn parse<T: DeserializeOwned>(url: &Url, bytes: &[u8]) -> Result<T, NetworkError> {

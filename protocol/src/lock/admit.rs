@@ -113,7 +113,7 @@ impl Wait {
             Self::Window { opens: None } => 3,
             Self::Window { .. } => 4,
             Self::Canary { .. } => 5,
-            Self::Full { .. } => 6,
+            Self::Full { .. } | Self::FleetLock { .. } => 6,
             Self::ZoneFull { .. } => 7,
             Self::CapFull { .. } => 8,
             Self::Quorum { .. } => 9,

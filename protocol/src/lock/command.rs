@@ -292,6 +292,13 @@ pub enum Wait {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         zone: Option<Zone>,
     },
+    /// A FleetLock server said no, in its own words: v1 tells neither who holds nor how many may.
+    FleetLock {
+        /// What kind of no.
+        kind: String,
+        /// For a person.
+        value: String,
+    },
 }
 
 /// Why a command is refused.

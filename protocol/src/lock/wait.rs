@@ -73,6 +73,9 @@ impl fmt::Display for Wait {
                 )?;
                 write!(f, "set its number in zones.sizes")
             }
+            Self::FleetLock { kind, value } => {
+                write!(f, "the FleetLock server said no: {}: {}", OneLine(kind), OneLine(value))
+            }
         }
     }
 }

@@ -67,6 +67,53 @@ pub const KEYS: &[Key] = &[
         "whether users who are logged in are warned of a reboot on their terminals",
     ),
     key(
+        "lock.backend",
+        Some("\"server\""),
+        "who keeps the reboot lock for strategy lock: server (the update server), etcd or fleetlock",
+    ),
+    key("lock.group", None, "the group whose permits this node asks for; identity.group, if not set"),
+    key("lock.zone", None, "where this node stands, for limits per zone: a rack, a data centre"),
+    key(
+        "lock.priority",
+        Some("0"),
+        "its place among those that wait: higher goes first; the policy's word counts more",
+    ),
+    key(
+        "lock.etcd_member",
+        None,
+        "the name of the etcd member that runs on this node, for policies that guard the quorum",
+    ),
+    key(
+        "lock.timeout_s",
+        Some("5"),
+        "seconds after which one request to etcd or a FleetLock server is given up",
+    ),
+    key(
+        "lock.deadline_s",
+        Some("30"),
+        "seconds for one question to the lock, with all that is tried for it; the engine asks again later",
+    ),
+    key(
+        "lock.etcd.endpoints",
+        Some("[]"),
+        "the client addresses of the members, as in [\"https://etcd1.example.org:2379\"]; name all of them",
+    ),
+    key(
+        "lock.etcd.ca",
+        None,
+        "a PEM file with the authorities that sign the members' certificates; those of the system, if not set",
+    ),
+    key("lock.etcd.cert", None, "a PEM file with this node's client certificate"),
+    key("lock.etcd.key", None, "a PEM file with its private key, not encrypted"),
+    key("lock.etcd.user", None, "a user of etcd"),
+    key("lock.etcd.password_file", None, "the file with the user's password"),
+    key("lock.etcd.prefix", Some("\"/flipside\""), "what all keys in etcd begin with"),
+    key(
+        "lock.fleetlock.base_url",
+        None,
+        "the FleetLock v1 server, as in https://lock.example.org; /v1/pre-reboot is put behind it",
+    ),
+    key(
         "hooks.dir",
         Some("\"/etc/update-engine/hooks\""),
         "the folder with pre-install.d, pre-reboot.d and post-confirm.d; with --disk only where it is set",

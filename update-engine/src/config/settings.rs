@@ -1,5 +1,7 @@
 //! The last stage of configuration: domain types. What is here was checked once and is not checked again.
 
+mod lock;
+
 use super::keys::{self, Key};
 use super::{ConfigError, Merged, Origin};
 use disk::layout::{RoleLayout, SlotLayout};
@@ -12,6 +14,8 @@ use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+pub use lock::{Etcd, Lock, LockBackend, Login, endpoint};
 
 /// Everything an operator can set.
 #[derive(Clone, Debug)]
@@ -26,6 +30,8 @@ pub struct Settings {
     pub state_dir: PathBuf,
     /// `[reboot] command` and `warn`.
     pub reboot: Reboot,
+    /// `[lock]`
+    pub lock: Lock,
     /// `[hooks]`
     pub hooks: Hooks,
     /// `[health]`
@@ -159,6 +165,7 @@ impl Settings {
             root: read.path("trust.root")?,
             state_dir: state_dir(merged)?,
             reboot: Reboot { command: read.command()?, warn: read.required("reboot.warn")? },
+            lock: read.lock()?,
             hooks: Hooks {
                 dir: read.path("hooks.dir")?,
                 dir_is_set: merged.get("hooks.dir").is_some(),

@@ -125,6 +125,29 @@ fn every_mistake_names_its_place() {
             "[disk]\nroles = [{ role = \"root\", a = \"R\", b = \"R\" }]\n",
             "does not have one partition a and one b",
         ),
+        ("[lock]\nbackend = \"etcd\"\n", "lock.etcd.endpoints: backend etcd needs it, found nothing"),
+        (
+            "[lock]\nbackend = \"fleetlock\"\n",
+            "lock.fleetlock.base_url: backend fleetlock needs it, found nothing",
+        ),
+        ("[lock]\nbackend = \"zookeeper\"\n", "/etc/node.toml:2: lock.backend: unknown variant `zookeeper`"),
+        (
+            "[lock]\nbackend = \"etcd\"\n[lock.etcd]\nendpoints = [\"http://a:1/x\"]\n",
+            "/etc/node.toml:4: lock.etcd.endpoints: expected addresses like https://etcd1.example.org:2379, found \"http://a:1/x\"",
+        ),
+        (
+            "[lock]\nbackend = \"etcd\"\netcd = { endpoints = [\"http://a:1\"], cert = \"c\" }\n",
+            "lock.etcd.key: lock.etcd.cert needs it",
+        ),
+        (
+            "[lock]\nbackend = \"etcd\"\netcd = { endpoints = [\"http://a:1\"], user = \"u\" }\n",
+            "lock.etcd.password_file: lock.etcd.user needs it",
+        ),
+        (
+            "[lock]\ntimeout_s = 10\ndeadline_s = 9\n",
+            "/etc/node.toml:3: lock.deadline_s: expected at least lock.timeout_s (10), found 9",
+        ),
+        ("[lock]\nzone = \"a b\"\n", "/etc/node.toml:2: lock.zone: not a valid zone"),
         ("[trust]\nroot = \"\"\n", "/etc/node.toml:2: trust.root: expected a path"),
         ("[download]\nstall_timeout_s = 0\n", "expected a number from 1 to 3600, found 0"),
     ];
@@ -207,6 +230,33 @@ fn windows_and_roles_are_read() {
     assert_eq!(settings.policy.windows[0].days.len(), 2);
     assert_eq!(settings.policy.windows[0].start.to_string(), "02:30:00");
     assert_eq!(settings.disk.layout.roles[0].b, "USR-B");
+}
+
+#[test]
+fn a_lock_is_read_with_what_its_backend_needs() {
+    use settings::LockBackend;
+    let plain = settings(NEEDED).unwrap().lock;
+    assert!(matches!(plain.backend, LockBackend::Server));
+    assert_eq!((plain.group.as_str(), plain.zone, plain.priority), ("default", None, 0));
+    let etcd = settings(&format!(
+        "{NEEDED}group = \"web\"\n[lock]\nbackend = \"etcd\"\nzone = \"r1\"\n\
+         [lock.etcd]\nendpoints = [\"http://a:1\", \"https://[::1]:2\"]\nprefix = \"/x/\"\nca = \"ca.pem\"\n\
+         user = \"u\"\npassword_file = \"/run/p\"\n"
+    ))
+    .unwrap()
+    .lock;
+    assert_eq!((etcd.group.as_str(), etcd.zone.unwrap().as_str()), ("web", "r1"));
+    let LockBackend::Etcd(etcd) = etcd.backend else { panic!() };
+    assert_eq!((etcd.endpoints.len(), etcd.prefix.as_str()), (2, "/x"));
+    assert_eq!(etcd.ca.unwrap(), Path::new("/etc/ca.pem"));
+    assert_eq!(etcd.login.unwrap().user, "u");
+    let text = format!(
+        "{NEEDED}[lock]\nbackend = \"fleetlock\"\ngroup = \"g\"\nfleetlock.base_url = \"http://l/b\"\n"
+    );
+    let fleet_lock = settings(&text).unwrap().lock;
+    assert_eq!(fleet_lock.group.as_str(), "g");
+    let LockBackend::FleetLock { base_url } = fleet_lock.backend else { panic!() };
+    assert_eq!(base_url.as_str(), "http://l/b/");
 }
 
 #[test]
