@@ -161,6 +161,14 @@ impl World {
     /// # Errors
     /// Where it cannot be run; how it ends is the caller's business.
     pub fn updatectl(&self, arguments: &[&str]) -> Result<Run> {
+        run(&mut self.operator(arguments)?)
+    }
+
+    /// The command that runs `updatectl` as the operator.
+    ///
+    /// # Errors
+    /// Where the operator's token cannot be read.
+    pub fn operator(&self, arguments: &[&str]) -> Result<Command> {
         let token = std::fs::read_to_string(self.server_data().join("admin-token"))?;
         let mut command = Command::new(&self.programs.updatectl);
         command
@@ -168,7 +176,7 @@ impl World {
             .current_dir(&self.folder)
             .env("UPDATECTL_SERVER", &self.address)
             .env("UPDATECTL_TOKEN", token.trim());
-        run(&mut command)
+        Ok(command)
     }
 
     /// Builds a release; `more` are further arguments of `image-tools release build`.

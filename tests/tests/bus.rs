@@ -381,6 +381,23 @@ fn an_engine_is_asked_for_its_folder() {
 }
 
 #[test]
+fn a_configuration_that_names_another_folder_means_another_engine() {
+    let (small, bus) = (Small::new().unwrap(), Bus::start().unwrap());
+    let (node, other) = (quiet_node(&small, "node", ""), quiet_node(&small, "other", ""));
+    let engine = serve(&node, &bus);
+    updatectl(&node, &bus, &["update"]).ok().unwrap();
+    assert_eq!(
+        updatectl(&node, &bus, &["status", "--json"]).ok().unwrap().json().unwrap()["state"],
+        "staged"
+    );
+    // No engine has run on it.
+    let said = updatectl(&other, &bus, &["status"]).expect_code(1).unwrap();
+    assert!(said.stderr.contains("no engine has run"), "{said}");
+    end(&engine);
+    engine.wait().unwrap().ok().unwrap();
+}
+
+#[test]
 fn a_folder_that_serves_in_place_of_the_bus_is_told() {
     let (small, mut bus) = (Small::new().unwrap(), Bus::start().unwrap());
     let node = quiet_node(&small, "node", "");

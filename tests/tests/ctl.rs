@@ -4,7 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "a test ends where something fails, its own functions included")]
 
 use protocol::slot::Slot;
-use std::process::Command;
+use std::fs::File;
+use std::process::{Command, Stdio};
 use tests::process::{Run, run};
 use tests::small::Small;
 use tests::world::path;
@@ -177,4 +178,47 @@ fn a_damaged_record_is_told_by_what_only_reads() {
     copies.iter().for_each(|copy| std::fs::remove_file(copy).unwrap());
     let said = node.updatectl(&["status", "--json"]).unwrap().ok().unwrap();
     assert!(said.json().is_ok() && said.stderr.contains("are missing in"), "{said}");
+}
+
+/// A device that takes nothing: `ENOSPC`, always.
+fn full() -> Stdio {
+    File::options().write(true).open("/dev/full").unwrap().into()
+}
+
+#[test]
+fn the_guard_reboots_nothing_because_its_output_is_lost() {
+    let small = Small::new().unwrap();
+    let programs = &small.world.programs;
+    for arguments in [
+        &["confirm", "--after", "0", "--disk", "/nonexistent"][..],
+        &["confirm", "--after", "0", "--disk", "/nonexistent", "--json"],
+        &["confirm", "--after", "0", "--disk", "/nonexistent", "--log", "trace"],
+        &["confirm", "--after", "0", "--disk", "/nonexistent", "--log", "a=nonsense"],
+    ] {
+        let mut command = Command::new(&programs.update_engine);
+        let status = command.args(arguments).stdout(full()).stderr(full()).status().unwrap();
+        assert_eq!(status.code(), Some(0), "{arguments:?}");
+    }
+    // Wrong usage, which its unit excuses.
+    let mut command = Command::new(&programs.update_engine);
+    let status = command.args(["confirm", "--bogus"]).stdout(full()).stderr(full()).status().unwrap();
+    assert_eq!(status.code(), Some(2));
+}
+
+#[test]
+fn an_output_that_takes_nothing_is_an_error_and_no_panic() {
+    let small = Small::new().unwrap();
+    for arguments in [["release", "list"], ["channel", "list"], ["node", "list"]] {
+        let mut command = small.world.operator(&arguments).unwrap();
+        command.stdout(full()).stderr(Stdio::piped());
+        let said = command.output().unwrap();
+        let line = String::from_utf8_lossy(&said.stderr);
+        assert_eq!(said.status.code(), Some(1), "{arguments:?}: {line}");
+        assert!(
+            line.contains("No space left on device") && !line.contains("panicked"),
+            "{arguments:?}: {line}"
+        );
+        // Nor where that cannot be said.
+        assert_eq!(command.stdout(full()).stderr(full()).status().unwrap().code(), Some(1), "{arguments:?}");
+    }
 }

@@ -234,7 +234,9 @@ fn read(path: &Path) -> Result<String, BootError> {
 /// `root=/dev/…`. The last one counts, as for the kernel. `root` is `/`.
 ///
 /// Where both `flipside.slot=` and `root=PARTUUID=` are there, `of_root` must agree: a configuration that names another
-/// disk with slots would have that one's attributes read and changed in place of the running one's.
+/// disk with slots would have that one's attributes read and changed in place of the running one's. So it must where
+/// `root=/dev/…` is in a slot: a loader's entry with the root of one slot and the name of the other would have a slot
+/// confirmed that never ran.
 ///
 /// # Errors
 /// [`BootError::Read`], [`BootError::Slot`] and [`BootError::OtherDisk`].
@@ -246,10 +248,14 @@ pub fn slot(root: &Path, of_root: impl Fn(&Root) -> Option<Slot>) -> Result<Slot
         let said = name.parse().map_err(|_| {
             BootError::Slot(format!("the kernel command line says flipside.slot={name}: expected A or B"))
         })?;
-        // Only an id tells: a device's name may be that of a mapped device, on top of the partition.
-        if let Some(root @ Root::PartUuid(_)) = partition {
+        if let Some(root) = partition {
             let found = of_root(&root);
-            if found != Some(said) {
+            // An id that is in neither slot is on another disk. A device may be a mapped one, on top of the partition.
+            let agrees = match root {
+                Root::PartUuid(_) => found == Some(said),
+                Root::Device(_) => found.is_none_or(|found| found == said),
+            };
+            if !agrees {
                 return Err(BootError::OtherDisk { root, said, found });
             }
         }
@@ -483,6 +489,7 @@ mod tests {
         assert_eq!(told("root=PARTUUID=1111-22 flipside.slot=B", both).unwrap(), "B 1.1.0 b-1");
         assert_eq!(told("root=/dev/mapper/root flipside.slot=B", both).unwrap(), "B 1.1.0 b-1");
         assert_eq!(told("root=/dev/vda3 ro", both).unwrap(), "A 1.1.0 b-1");
+        assert_eq!(told("root=/dev/vda3 flipside.slot=A", both).unwrap(), "A 1.1.0 b-1");
         for (cmdline, os_release, part) in [
             ("quiet", both, "flipside.slot="),
             ("root=/dev/sdb1", both, "root=/dev/sdb1 on the kernel command line is in neither slot"),
@@ -495,6 +502,11 @@ mod tests {
                 "root=PARTUUID=3333-44 on the kernel command line is in neither slot of the disk, but flipside.slot=B",
             ),
             ("flipside.slot=A root=PARTUUID=1111-22", both, "is in slot B of the disk, but flipside.slot=A"),
+            (
+                "root=/dev/vda3 flipside.slot=B",
+                both,
+                "root=/dev/vda3 on the kernel command line is in slot A of the disk, but flipside.slot=B",
+            ),
             ("flipside.slot=A", "ID=debian", "IMAGE_VERSION"),
             ("flipside.slot=A", "VERSION_ID=sid", "not a version"),
         ] {

@@ -69,7 +69,7 @@ pub fn main<P: Program>(work: impl FnOnce(P) -> Result<Exit, Failure>) -> ExitCo
         Ok(exit) => exit.into(),
         Err(failure) => {
             print_failure(&failure.line, json);
-            eprintln!("{}: {}", P::command().get_name(), failure.line);
+            let _ = writeln!(std::io::stderr(), "{}: {}", P::command().get_name(), failure.line);
             failure.exit.into()
         }
     }

@@ -4,7 +4,8 @@
 //! `update-engine confirm` runs beside it from the beginning of every boot into a slot that is not successful
 //! (`flipside.trying` on the kernel command line), waits for the slot to be confirmed, and exits 1 where that has not
 //! happened in time. Its unit answers that with a reboot, which spends a try; the loader does the rest. It changes nothing
-//! itself, and without proof that there is a slot to fall back to it never exits 1.
+//! itself, and without proof that there is a slot to fall back to it never exits 1: not where its output is lost, and not
+//! by a mistake of its own.
 
 use crate::boot;
 use crate::cli::node::{BootedSlot, NodeOptions};
@@ -19,6 +20,8 @@ use disk::SlotLayout;
 use protocol::slot::{Attributes, Slot};
 use protocol::status::Exit;
 use serde_json::json;
+use std::io::Write as _;
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -148,6 +151,8 @@ impl Watch {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Places {
     disk: Option<PathBuf>,
+    /// `--disk` names it, so no other one will do.
+    named: bool,
     layout: SlotLayout,
     state_dir: PathBuf,
     limits: Limits,
@@ -173,6 +178,7 @@ impl Places {
         let (device, layout) = disk.map(|disk| (disk.device, disk.layout)).unwrap_or_default();
         Self {
             disk: args.node.disk.clone().or(device),
+            named: args.node.disk.is_some(),
             layout,
             state_dir: args.node.state_dir.clone().or(configured).unwrap_or_else(|| STATE_DIR.into()),
             limits,
@@ -209,21 +215,64 @@ enum LookError {
     Boot(#[from] boot::BootError),
 }
 
-/// The slot that runs, and what the table says of it and of the other one. `found` keeps the disk that was looked for.
-fn look(
-    places: &Places,
+/// The running system, as far as the guard looks at it.
+struct Here<'a, F> {
+    /// `/`
+    root: &'a Path,
+    /// The slot that runs, where it is said.
     booted: Option<Slot>,
-    found: &mut Option<PathBuf>,
-) -> Result<(Slot, Attributes, Attributes), LookError> {
-    let device = match (&places.disk, &*found) {
-        (Some(device), _) | (None, Some(device)) => device.clone(),
-        (None, None) => found.insert(discovery::find(&places.layout)?).clone(),
-    };
-    let disk = Slots::new(Arc::new(device), places.layout.clone()).look()?;
-    let root = Path::new("/");
-    let of_root = |name: &Root| name.slot(&disk, &root.join("sys"));
-    let slot = booted.map_or_else(|| boot::slot(root, of_root), Ok)?;
-    Ok((slot, disk.attributes(slot), disk.attributes(slot.other())))
+    /// Finds the disk of the running slot.
+    find: F,
+}
+
+/// A slot, and what the table says of it and of the other one.
+type Seen = (Slot, Attributes, Attributes);
+
+impl<F: Fn(&SlotLayout) -> Result<PathBuf, DiscoveryError>> Here<'_, F> {
+    /// The slot that runs. `found` keeps the disk that was looked for.
+    ///
+    /// A release that names a wrong disk is the very case that nobody else would end: its engine cannot start. So where
+    /// the configured disk is not the running one, the disk is looked for, and counts only if the root is on it.
+    fn look(&self, places: &Places, found: &mut Option<PathBuf>) -> Result<Seen, LookError> {
+        let Some(device) = &places.disk else {
+            let device = match &*found {
+                Some(device) => device.clone(),
+                None => found.insert((self.find)(&places.layout)?).clone(),
+            };
+            return self.of(&device, places).map(|(seen, _)| seen);
+        };
+        let known = found.take();
+        let error = match (&known, self.of(device, places)) {
+            (_, Ok((seen, _))) => return Ok(seen),
+            (_, Err(error)) if places.named => return Err(error),
+            (_, Err(error)) => error,
+        };
+        let other = known.clone().or_else(|| (self.find)(&places.layout).ok());
+        let Some((other, (seen, true))) =
+            other.and_then(|path| Some((path.clone(), self.of(&path, places).ok()?)))
+        else {
+            return Err(error);
+        };
+        if known.is_none() {
+            let (other, problem) = (other.display(), chain(&error));
+            tracing::warn!(
+                "the configured disk.device cannot be used, {other} is looked at instead: {problem}"
+            );
+        }
+        *found = Some(other);
+        Ok(seen)
+    }
+
+    /// What a disk says, and whether the root of the running system is in one of its slots.
+    fn of(&self, device: &Path, places: &Places) -> Result<(Seen, bool), LookError> {
+        let disk = Slots::new(Arc::new(device.to_owned()), places.layout.clone()).look()?;
+        let of_root = |name: &Root| name.slot(&disk, &self.root.join("sys"));
+        let slot = self.booted.map_or_else(|| boot::slot(self.root, of_root), Ok)?;
+        let command_line = std::fs::read_to_string(self.root.join("proc/cmdline")).unwrap_or_default();
+        let is_here =
+            Root::of(&command_line, &self.root.join("dev")).and_then(|root| of_root(&root)).is_some();
+        Ok(((slot, disk.attributes(slot), disk.attributes(slot.other())), is_here))
+    }
 }
 
 /// Time since the boot, as far as it has passed before now.
@@ -237,6 +286,20 @@ fn uptime() -> Duration {
 /// else ends so.
 #[must_use]
 pub fn run(args: &ConfirmArgs, json: bool) -> Exit {
+    blameless(|| watch_over(args, json))
+}
+
+/// A mistake of the guard's own proves nothing against the release: it ends the guard, and reboots nothing.
+fn blameless(guard: impl FnOnce() -> Exit) -> Exit {
+    // What is borrowed is not looked at again.
+    std::panic::catch_unwind(AssertUnwindSafe(guard)).unwrap_or_else(|_| {
+        tracing::error!("nothing is done, as the guard itself failed; please report it with the lines above");
+        Exit::Done
+    })
+}
+
+fn watch_over(args: &ConfirmArgs, json: bool) -> Exit {
+    let here = Here { root: Path::new("/"), booted: args.slot.booted, find: discovery::find };
     // From here on a clock that stands while the machine sleeps, as the engine's does.
     let (before, started) = (uptime(), Instant::now());
     let (mut places, mut found, mut told) = (Places::new(args), None, String::new());
@@ -245,7 +308,7 @@ pub fn run(args: &ConfirmArgs, json: bool) -> Exit {
         let elapsed = before + started.elapsed();
         let engine_runs = StateFolder::view(&places.state_dir).has_engine();
         watch.look(elapsed, engine_runs);
-        let looked = look(&places, args.slot.booted, &mut found);
+        let looked = here.look(&places, &mut found);
         let facts = Facts {
             slots: looked.as_ref().ok().map(|(_, running, other)| (*running, *other)),
             elapsed,
@@ -293,14 +356,19 @@ fn end(json: bool, decision: Decision, slot: Option<Slot>, problem: &str) -> Exi
             (Exit::Done, format!("nothing is done, as the slots cannot be told: {problem}"))
         }
     };
-    if json {
-        let confirmed = decision == Decision::Confirmed;
-        println!("{}", json!({ "schema": 1, "slot": slot, "confirmed": confirmed, "reason": text }));
-    } else if exit == Exit::Done {
-        println!("{text}");
-    }
+    // Its output may be lost (no journal, a full disk); that must not look like a release that failed.
+    let (mut data, mut log) = (std::io::stdout(), std::io::stderr());
+    let _ = match (json, exit) {
+        (true, _) => {
+            let confirmed = decision == Decision::Confirmed;
+            let document = json!({ "schema": 1, "slot": slot, "confirmed": confirmed, "reason": text });
+            writeln!(data, "{document}")
+        }
+        (false, Exit::Done) => writeln!(data, "{text}"),
+        (false, _) => Ok(()),
+    };
     if exit != Exit::Done {
-        eprintln!("update-engine: {text}");
+        let _ = writeln!(log, "update-engine: {text}");
     }
     exit
 }
@@ -436,6 +504,64 @@ mod tests {
             let expected = Limits { after: s(deadline) + MARGIN, deadline: s(deadline), require_server };
             assert_eq!(Places::new(&args).limits, expected, "{text}");
         }
+    }
+
+    #[test]
+    fn a_mistake_of_its_own_reboots_nothing() {
+        assert_eq!(blameless(|| panic!("a mistake")), Exit::Done);
+        assert_eq!(blameless(|| Exit::Failed), Exit::Failed);
+    }
+
+    /// A system whose root is in slot B of a disk made with `seed`.
+    fn system(seed: u8, root: &str) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let root = root.replace("@", &format!("{seed:02x}040000-0000-4000-8000-000000000000"));
+        std::fs::create_dir(dir.path().join("proc")).unwrap();
+        std::fs::write(dir.path().join("proc/cmdline"), format!("{root} flipside.slot=B flipside.trying\n"))
+            .unwrap();
+        dir
+    }
+
+    #[test]
+    fn a_release_that_names_a_wrong_disk_is_left_all_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = SlotLayout::default();
+        let [own, foreign, junk] = ["own", "foreign", "junk"].map(|name| dir.path().join(name));
+        discovery::tests::image(&own, 1, &layout);
+        discovery::tests::image(&foreign, 2, &layout);
+        std::fs::write(&junk, vec![0; 1 << 20]).unwrap();
+        let found_by = |disk: Option<&PathBuf>, named: bool, found: &PathBuf, root: &str| {
+            let system = system(1, root);
+            let find = |_: &SlotLayout| Ok(found.clone());
+            let here = Here { root: system.path(), booted: None, find };
+            let (_dir, args) = written("");
+            let places = Places { disk: disk.cloned(), named, ..Places::new(&args) };
+            let mut kept = None;
+            let looked = here.look(&places, &mut kept).map(|(slot, ..)| slot).map_err(|error| chain(&error));
+            let again = here.look(&places, &mut kept).map(|(slot, ..)| slot).map_err(|error| chain(&error));
+            assert_eq!(looked, again);
+            (looked.ok(), kept)
+        };
+        let (by_id, unknown) = ("root=PARTUUID=@", "root=LABEL=ROOT");
+        assert_eq!(
+            found_by(Some(&own), false, &foreign, by_id),
+            (Some(Slot::B), None),
+            "it is the right one"
+        );
+        assert_eq!(found_by(None, false, &own, by_id), (Some(Slot::B), Some(own.clone())));
+        let missing = dir.path().join("missing");
+        for wrong in [&missing, &junk, &foreign] {
+            assert_eq!(
+                found_by(Some(wrong), false, &own, by_id),
+                (Some(Slot::B), Some(own.clone())),
+                "{wrong:?}"
+            );
+            // A person named it.
+            assert_eq!(found_by(Some(wrong), true, &own, by_id), (None, None), "{wrong:?}");
+        }
+        // No foreign disk condemns: the root must be on it.
+        assert_eq!(found_by(Some(&missing), false, &foreign, by_id), (None, None));
+        assert_eq!(found_by(Some(&missing), false, &own, unknown), (None, None));
     }
 
     #[test]

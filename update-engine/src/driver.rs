@@ -248,16 +248,18 @@ impl Driver {
         .await
     }
 
-    /// Does something with the state folder on another thread: a busy disk can hold it up for long.
+    /// Does something with the state folder on another thread: a busy disk can hold it up for long. One that holds it up for
+    /// ever ends in a restart, by the watchdog.
     async fn aside<T: Send + 'static>(&mut self, work: impl FnOnce(&mut Files) -> T + Send + 'static) -> T {
         let files = Arc::clone(&self.files);
         let mut work = tokio::task::spawn_blocking(move || {
             work(&mut files.lock().unwrap_or_else(PoisonError::into_inner))
         });
+        let begun = tokio::time::Instant::now();
         loop {
             tokio::select! {
                 done = &mut work => return done.unwrap_or_else(|lost| std::panic::resume_unwind(lost.into_panic())),
-                () = self.supervisor.due() => self.supervisor.alive(),
+                () = self.supervisor.due_since(begun) => self.supervisor.alive(),
             }
         }
     }

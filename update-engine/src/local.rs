@@ -20,6 +20,7 @@ use crate::status::StatusError;
 use clap::Subcommand;
 use protocol::digest::Sha256;
 use protocol::status::Exit;
+use std::io::Write as _;
 use std::path::PathBuf;
 
 /// The schema number of the documents that these commands print, the status aside.
@@ -206,7 +207,7 @@ impl LocalError {
 
 /// Says on stderr what a person should know beside the data.
 fn warn(text: &str) {
-    eprintln!("updatectl: {}", protocol::status::one_line(text));
+    let _ = writeln!(std::io::stderr(), "updatectl: {}", protocol::status::one_line(text));
 }
 
 /// Runs a command; data goes to stdout, as one JSON document where `json` says so.

@@ -1,4 +1,5 @@
-//! All steps: the workload next door must not notice. The engine's disk and processor time come last.
+//! All steps: the workload next door must not notice. The engine's disk and processor time come last; those of hooks and
+//! health checks do not (`system::program`).
 //!
 //! The idle I/O class needs a system call that has no safe wrapper here; the systemd unit sets it
 //! (`IOSchedulingClass=idle`), and bulk data goes past the page cache (`disk::device`).

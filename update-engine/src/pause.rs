@@ -2,6 +2,7 @@
 //! with SIGKILL and see whether the next run ends right. It prints `paused POINT` on stderr and waits for ever.
 
 use std::fmt;
+use std::io::Write as _;
 use std::str::FromStr;
 
 /// Where the engine can be stopped. `…ing` is before the operation and after the record was saved, `…ed` after the
@@ -117,7 +118,7 @@ impl Pause {
             (stop, here) => stop == Some(here),
         };
         if stop {
-            eprintln!("paused {here}");
+            let _ = writeln!(std::io::stderr(), "paused {here}");
             loop {
                 std::thread::park();
             }

@@ -6,6 +6,10 @@ use sd_notify::NotifyState;
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// How long the engine counts as alive while it waits for its state folder: a disk that is busy answers before, one that
+/// hangs may answer an engine that was started again.
+const PATIENCE: Duration = Duration::from_secs(600);
+
 /// What the service manager is told.
 #[derive(Debug)]
 pub struct Supervisor {
@@ -68,6 +72,19 @@ impl Supervisor {
         }
     }
 
+    /// As [`Self::due`] while the engine waits for one thing since `begun`; no more once that takes too long, so that the
+    /// service manager ends it.
+    pub async fn due_since(&self, begun: Instant) {
+        if !self.is_patient(begun) {
+            std::future::pending::<()>().await;
+        }
+        self.due().await;
+    }
+
+    fn is_patient(&self, begun: Instant) -> bool {
+        self.next <= begun + PATIENCE
+    }
+
     /// Tells that the engine is alive.
     pub fn alive(&mut self) {
         if let Some(every) = self.every {
@@ -104,4 +121,19 @@ fn line(status: &Status) -> String {
         line.push_str(&protocol::status::one_line(&status.reason));
     }
     line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_hangs_for_ever_is_not_alive_for_ever() {
+        let begun = Instant::now();
+        for (next, is_patient) in
+            [(begun, true), (begun + PATIENCE, true), (begun + PATIENCE + Duration::from_secs(1), false)]
+        {
+            assert_eq!(Supervisor { next, ..Supervisor::nobody() }.is_patient(begun), is_patient);
+        }
+    }
 }

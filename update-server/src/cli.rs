@@ -10,6 +10,8 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use jiff::Timestamp;
 use protocol::status::Exit;
 use serde_json::json;
+use std::fmt;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -117,6 +119,11 @@ pub async fn run(cli: Cli) -> Result<Exit> {
     }
 }
 
+/// Prints a line of data.
+fn say(line: fmt::Arguments<'_>) -> Result<()> {
+    writeln!(io::stdout(), "{line}").context("cannot write to stdout")
+}
+
 fn now() -> Timestamp {
     system_clock()()
 }
@@ -125,14 +132,14 @@ async fn init(folder: &Path, json: bool) -> Result<Exit> {
     data_dir::init(folder, now()).await?;
     let (keys, token) = (folder.join("online-keys.pub.json"), folder.join("admin-token"));
     if json {
-        println!(
+        say(format_args!(
             "{}",
             json!({ "schema": SCHEMA, "data_dir": folder, "online_keys": keys, "admin_token": token })
-        );
+        ))?;
     } else {
-        println!("made {}", folder.display());
-        println!("next: image-tools keys init --dir keys --online {}", keys.display());
-        println!("the first operator's token is in {}", token.display());
+        say(format_args!("made {}", folder.display()))?;
+        say(format_args!("next: image-tools keys init --dir keys --online {}", keys.display()))?;
+        say(format_args!("the first operator's token is in {}", token.display()))?;
     }
     Ok(Exit::Done)
 }
@@ -144,10 +151,14 @@ async fn serve(folder: &Path, listen: &str, json: bool) -> Result<Exit> {
     let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
     let address = listener.local_addr()?;
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    if json {
-        println!("{}", json!({ "schema": SCHEMA, "listening": format!("http://{address}") }));
+    let said = if json {
+        say(format_args!("{}", json!({ "schema": SCHEMA, "listening": format!("http://{address}") })))
     } else {
-        println!("listening on http://{address}");
+        say(format_args!("listening on http://{address}"))
+    };
+    // Nodes are served all the same.
+    if let Err(error) = said {
+        tracing::warn!("listening on http://{address}; {error:#}");
     }
     let stop = async move {
         tokio::select! {
@@ -182,9 +193,12 @@ async fn create_token(
     );
     store.close().await;
     if json {
-        println!("{}", json!({ "schema": SCHEMA, "name": name, "role": role.as_str(), "token": text }));
+        say(format_args!(
+            "{}",
+            json!({ "schema": SCHEMA, "name": name, "role": role.as_str(), "token": text })
+        ))?;
     } else {
-        println!("{text}");
+        say(format_args!("{text}"))?;
     }
     Ok(Exit::Done)
 }
@@ -209,10 +223,16 @@ async fn list_tokens(folder: &Path, json: bool) -> Result<Exit> {
                 })
             })
             .collect();
-        println!("{}", json!({ "schema": SCHEMA, "tokens": rows }));
+        say(format_args!("{}", json!({ "schema": SCHEMA, "tokens": rows })))?;
     } else {
         for token in &tokens {
-            println!("{:24} {:10} {:8} made {}", token.name, token.role, state(token), token.created_at);
+            say(format_args!(
+                "{:24} {:10} {:8} made {}",
+                token.name,
+                token.role,
+                state(token),
+                token.created_at
+            ))?;
         }
     }
     Ok(Exit::Done)
@@ -233,9 +253,9 @@ async fn revoke_token(folder: &Path, name: &str, json: bool) -> Result<Exit> {
     change.commit().await?;
     store.close().await;
     if json {
-        println!("{}", json!({ "schema": SCHEMA, "name": name, "revoked": revoked }));
+        say(format_args!("{}", json!({ "schema": SCHEMA, "name": name, "revoked": revoked })))?;
     } else {
-        println!("{name} {}", if revoked { "is revoked" } else { "was revoked before" });
+        say(format_args!("{name} {}", if revoked { "is revoked" } else { "was revoked before" }))?;
     }
     Ok(if revoked { Exit::Done } else { Exit::NothingToDo })
 }
@@ -251,9 +271,9 @@ async fn backup(folder: &Path, out: &Path, json: bool) -> Result<Exit> {
     disk::durable::sync_dir(out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
     let bytes = std::fs::metadata(out)?.len();
     if json {
-        println!("{}", json!({ "schema": SCHEMA, "out": out, "bytes": bytes }));
+        say(format_args!("{}", json!({ "schema": SCHEMA, "out": out, "bytes": bytes })))?;
     } else {
-        println!("wrote {} ({bytes} bytes)", out.display());
+        say(format_args!("wrote {} ({bytes} bytes)", out.display()))?;
     }
     Ok(Exit::Done)
 }

@@ -2,6 +2,7 @@
 
 use clap::Parser as _;
 use protocol::status::Exit;
+use std::io::Write as _;
 use std::process::ExitCode;
 use update_server::cli;
 
@@ -12,12 +13,13 @@ async fn main() -> ExitCode {
         .with_env_filter(tracing_subscriber::EnvFilter::new(&cli.log))
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .log_internal_errors(false)
         .init();
     match cli::run(cli).await {
         Ok(exit) => exit.into(),
         Err(error) => {
             // The whole chain, once, here at the edge.
-            eprintln!("update-server: {error:#}");
+            let _ = writeln!(std::io::stderr(), "update-server: {error:#}");
             Exit::Failed.into()
         }
     }

@@ -510,6 +510,24 @@ fn a_judgement_that_cannot_be_made_yet_counts_for_nothing() {
 }
 
 #[test]
+fn a_health_that_cannot_be_judged_is_given_up_before_the_guard_goes_back() {
+    let mut world = daemon(Strategy::Off, &[Good]);
+    until(&mut world, |operation| matches!(operation, Operation::Activate { .. }));
+    world.finish(End::Well).unwrap();
+    world.boot().unwrap();
+    let began = world.now;
+    for judgement in 1..=world.policy.judgements_max {
+        until(&mut world, |operation| matches!(operation, Operation::RunHealth { .. }));
+        // The guard goes back after this and 300 s.
+        let waited = world.now.duration_since(began).as_secs();
+        assert!(waited <= i64::from(world.policy.health_deadline_s), "{judgement}: {waited} s");
+        assert!(world.record().quarantine.is_empty());
+        world.finish(End::Fails(FailureKind::Node)).unwrap();
+    }
+    assert_eq!(world.record().quarantine.len(), 1);
+}
+
+#[test]
 fn what_was_seen_of_a_failure_goes_to_the_server_and_the_reason_stays_one_line() {
     for (quality, seen) in
         [(Sick, "web.service: failed\nexit status: 7"), (Hangs, "boot -1: kernel panic\nat the console")]

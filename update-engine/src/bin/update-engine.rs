@@ -63,7 +63,8 @@ fn report(exit: Exit, status: &Status, json: bool) -> Result<(), Box<dyn Error>>
         writeln!(std::io::stdout(), "{}: {}", status.state, status.reason)?;
     }
     if bad {
-        eprintln!("update-engine: {}", status.error.as_ref().unwrap_or(&status.reason));
+        let problem = status.error.as_ref().unwrap_or(&status.reason);
+        let _ = writeln!(std::io::stderr(), "update-engine: {problem}");
     }
     Ok(())
 }

@@ -53,7 +53,18 @@ impl NodeOptions {
         }
     }
 
-    /// Whether the engine on the bus is the one that is meant: nothing names another state folder or disk.
+    /// The state folder that the one configuration file names which is to be read. Where it names none, an engine's own
+    /// command line may.
+    #[must_use]
+    pub fn folder_of_config(&self) -> Option<PathBuf> {
+        self.config.as_ref()?;
+        let merged = self.merged().ok()?;
+        merged.get("state.dir")?;
+        settings::state_dir(&merged).ok()
+    }
+
+    /// Whether the engine on the bus can be the one that is meant: no option names another state folder or disk. See
+    /// also [`Self::folder_of_config`].
     #[must_use]
     pub const fn by_bus(&self) -> bool {
         self.state_dir.is_none() && self.disk.is_none()

@@ -27,8 +27,8 @@ pub(super) enum Change {
 #[derive(Debug)]
 pub(super) struct Follow {
     folder: StateFolder,
-    /// Whether the bus may be asked: not for a state folder other than the configured one.
-    by_bus: bool,
+    /// Which engine on the bus may be asked.
+    meant: Meant,
     remote: Option<(Remote, Following)>,
     find_at: Instant,
     last: Option<Seen>,
@@ -38,20 +38,53 @@ pub(super) struct Follow {
     warned: String,
 }
 
-/// The state folder of the engine on the bus, where one is meant; else the configured one.
-pub(super) async fn folder(options: &NodeOptions) -> Result<PathBuf, LocalError> {
-    let mut warned = String::new();
-    if let Some(remote) = find(options.by_bus(), &mut warned).await
-        && let Some(dir) = told(remote.state_dir().await, &mut warned)
-    {
-        return Ok(dir);
-    }
-    Ok(options.folder()?)
+/// Which engine on the bus is meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Meant {
+    /// None: the options name a state folder or a disk.
+    Nobody,
+    /// The one that is there.
+    Any,
+    /// The one of this state folder, which the configuration that was named names.
+    Of(PathBuf),
 }
 
-/// The engine on the bus, if that may be asked.
-async fn find(by_bus: bool, warned: &mut String) -> Option<Remote> {
-    if by_bus { told(Remote::find().await, warned).flatten() } else { None }
+impl Meant {
+    fn by(options: &NodeOptions) -> Self {
+        if !options.by_bus() {
+            return Self::Nobody;
+        }
+        options.folder_of_config().map_or(Self::Any, Self::Of)
+    }
+
+    /// Whether it is the engine of this folder.
+    fn is(&self, dir: &Path) -> bool {
+        let real = |dir: &Path| std::fs::canonicalize(dir).or_else(|_| std::path::absolute(dir)).ok();
+        match self {
+            Self::Nobody => false,
+            Self::Any => true,
+            Self::Of(wanted) => real(wanted) == real(dir),
+        }
+    }
+
+    /// The engine on the bus and its state folder, as far as it says, if it may be asked.
+    async fn find(&self, warned: &mut String) -> Option<(Remote, Option<PathBuf>)> {
+        if *self == Self::Nobody {
+            return None;
+        }
+        let remote = told(Remote::find().await, warned).flatten()?;
+        let dir = told(remote.state_dir().await, warned);
+        // One that does not say is believed to be the one.
+        dir.as_deref().is_none_or(|dir| self.is(dir)).then_some((remote, dir))
+    }
+}
+
+/// The state folder of the engine on the bus, where one is meant; else the configured one.
+pub(super) async fn folder(options: &NodeOptions) -> Result<PathBuf, LocalError> {
+    match Meant::by(options).find(&mut String::new()).await {
+        Some((_, Some(dir))) => Ok(dir),
+        _ => Ok(options.folder()?),
+    }
 }
 
 /// What the bus told. That the state folder serves instead is said where something is wrong, and once; an engine that
@@ -75,16 +108,14 @@ impl Follow {
     /// Begins with the engine on the bus, if there is one and the options do not name another.
     pub(super) async fn begin(options: &NodeOptions) -> Result<Self, LocalError> {
         let mut warned = String::new();
-        let remote = find(options.by_bus(), &mut warned).await;
-        let dir = match &remote {
-            Some(remote) => told(remote.state_dir().await, &mut warned),
-            None => None,
-        };
+        let meant = Meant::by(options);
+        let (remote, dir) = meant.find(&mut warned).await.unzip();
+        let dir = dir.flatten();
         // The configuration may be missing or wrong where the engine itself says what is to be known.
         let dir = dir.map_or_else(|| options.folder(), Ok)?;
         let mut follow = Self {
             folder: StateFolder::view(&dir),
-            by_bus: options.by_bus(),
+            meant,
             remote: None,
             find_at: Instant::now() + FIND_EVERY,
             last: None,
@@ -153,8 +184,8 @@ impl Follow {
 
     async fn find(&mut self) {
         self.find_at = Instant::now() + FIND_EVERY;
-        if let Some(remote) = find(self.by_bus, &mut self.warned).await {
-            if let Some(dir) = told(remote.state_dir().await, &mut self.warned) {
+        if let Some((remote, dir)) = self.meant.find(&mut self.warned).await {
+            if let Some(dir) = dir {
                 self.folder = StateFolder::view(&dir);
             }
             self.attach(remote).await;

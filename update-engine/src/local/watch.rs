@@ -3,7 +3,7 @@
 
 use super::follow::{Change, Follow};
 use super::show::print;
-use super::{LocalError, NodeOptions};
+use super::{LocalError, NodeOptions, warn};
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
 use protocol::status::{Exit, Progress, Status, one_line};
@@ -70,8 +70,8 @@ impl Screen {
     /// Says something that is no status, on stderr.
     pub(super) fn say(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("updatectl: {text}")),
-            None => eprintln!("updatectl: {text}"),
+            Some(bar) => bar.suspend(|| warn(text)),
+            None => warn(text),
         }
     }
 

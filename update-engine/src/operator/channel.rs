@@ -1,6 +1,6 @@
 //! Step 4, channel: `updatectl channel`.
 
-use super::{Client, OperatorError, print_json};
+use super::{Client, OperatorError, print_json, say};
 use clap::Subcommand;
 use protocol::id::Channel;
 use protocol::status::Exit;
@@ -80,9 +80,9 @@ fn print_changed(info: &ChannelInfo, changed: bool, json: bool) -> Result<(), Op
         }));
     }
     if changed {
-        println!("{} points at {}", info.channel, info.version);
+        say(format_args!("{} points at {}", info.channel, info.version))?;
     } else {
-        println!("nothing to do: {} points at {}", info.channel, info.version);
+        say(format_args!("nothing to do: {} points at {}", info.channel, info.version))?;
     }
     Ok(())
 }
@@ -91,15 +91,15 @@ fn print(list: &ChannelList, json: bool) -> Result<(), OperatorError> {
     if json {
         return print_json(list);
     }
-    println!("{:16} {:16} {:20}  BY", "CHANNEL", "VERSION", "SINCE");
+    say(format_args!("{:16} {:16} {:20}  BY", "CHANNEL", "VERSION", "SINCE"))?;
     for info in &list.channels {
-        println!(
+        say(format_args!(
             "{:16} {:16} {:20}  {}",
             info.channel,
             info.version,
             info.changed_at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
             info.changed_by
-        );
+        ))?;
     }
     Ok(())
 }

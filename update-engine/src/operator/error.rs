@@ -125,6 +125,9 @@ pub enum OperatorError {
     /// The answer cannot be written as JSON.
     #[error("cannot print the answer")]
     Output(#[source] serde_json::Error),
+    /// The answer cannot be printed.
+    #[error("cannot write to stdout")]
+    Print(#[source] io::Error),
 }
 
 impl OperatorError {

@@ -1,7 +1,7 @@
 //! Step 9, permit, from the operator's side: who holds and who waits on a server's reboot locks, permits taken away, and
 //! policies.
 
-use super::{Client, OperatorError, ask, print_json};
+use super::{Client, OperatorError, ask, print_json, say, tell};
 use clap::Subcommand;
 use jiff::Timestamp;
 use protocol::id::Group;
@@ -86,7 +86,7 @@ async fn list(client: &Client, group: Option<&Group>, json: bool) -> Result<Exit
         print_json(&list)?;
     } else {
         let now = Timestamp::now();
-        list.locks.iter().for_each(|info| print!("{}", shown(info, now)));
+        list.locks.iter().try_for_each(|info| say(format_args!("{}", shown(info, now).trim_end())))?;
     }
     Ok(Exit::Done)
 }
@@ -191,11 +191,11 @@ async fn release(
         if json {
             print_json(&json!({ "schema": SCHEMA, "changed": false, "group": group, "node": node }))?;
         } else {
-            println!("nothing to do: {node} holds no permit in group {group}");
+            say(format_args!("nothing to do: {node} holds no permit in group {group}"))?;
         }
         return Ok(Exit::NothingToDo);
     };
-    eprintln!("{}", holder_line(holder, Timestamp::now()));
+    tell(format_args!("{}", holder_line(holder, Timestamp::now())));
     ask("take this permit away?", yes)?;
     let body = LockRelease { schema: SCHEMA, node: node.clone(), grant: holder.grant, why: why.to_owned() };
     let _: LockInfo = client.change(Method::POST, &format!("{path}/release"), &body).await?;
@@ -204,7 +204,7 @@ async fn release(
             "schema": SCHEMA, "changed": true, "group": group, "node": node, "released": holder,
         }))?;
     } else {
-        println!("released the permit of {node} in group {group}");
+        say(format_args!("released the permit of {node} in group {group}"))?;
     }
     Ok(Exit::Done)
 }
@@ -229,7 +229,7 @@ async fn show_policy(client: &Client, group: Option<&Group>, json: bool) -> Resu
             "schema": SCHEMA, "groups": file.groups, "caps": file.caps.caps, "file": file.to_string(),
         }))?;
     } else {
-        print!("{file}");
+        say(format_args!("{}", file.to_string().trim_end()))?;
     }
     Ok(Exit::Done)
 }
@@ -252,11 +252,11 @@ async fn set_policy(
         if json {
             print_json(&json!({ "schema": SCHEMA, "changed": false }))?;
         } else {
-            println!("nothing to do: the server has these policies");
+            say(format_args!("nothing to do: the server has these policies"))?;
         }
         return Ok(Exit::NothingToDo);
     }
-    changes.iter().for_each(|line| eprintln!("{line}"));
+    changes.iter().for_each(|line| tell(format_args!("{line}")));
     ask("set this policy?", yes)?;
     let body = LockPolicySet {
         schema: SCHEMA,
@@ -268,7 +268,7 @@ async fn set_policy(
     if json {
         print_json(&json!({ "schema": SCHEMA, "changed": true, "changes": changes }))?;
     } else {
-        println!("the policy is set; permits that are held stay held");
+        say(format_args!("the policy is set; permits that are held stay held"))?;
     }
     Ok(Exit::Done)
 }

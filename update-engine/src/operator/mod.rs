@@ -20,7 +20,8 @@ pub use lock::{LockCommand, PolicyCommand};
 use clap::Subcommand;
 use protocol::status::Exit;
 use serde::Serialize;
-use std::io::{IsTerminal as _, Write as _};
+use std::fmt;
+use std::io::{self, IsTerminal as _, Write as _};
 
 /// The commands of `updatectl` that speak to a server.
 #[derive(Debug, Subcommand)]
@@ -77,22 +78,31 @@ fn ask(question: &str, yes: bool) -> Result<(), OperatorError> {
     if yes {
         return Ok(());
     }
-    if !std::io::stdin().is_terminal() {
+    if !io::stdin().is_terminal() {
         return Err(OperatorError::NobodyToAsk);
     }
     let failed = |source| OperatorError::File { path: "the terminal".into(), source };
-    eprint!("{question} [y/N] ");
-    std::io::stderr().flush().map_err(failed)?;
+    write!(io::stderr(), "{question} [y/N] ").map_err(failed)?;
+    io::stderr().flush().map_err(failed)?;
     let mut line = String::new();
-    std::io::stdin().read_line(&mut line).map_err(failed)?;
+    io::stdin().read_line(&mut line).map_err(failed)?;
     if matches!(line.trim(), "y" | "Y" | "yes") { Ok(()) } else { Err(OperatorError::Declined) }
 }
 
 /// Prints a document as one line of JSON.
 fn print_json<T: Serialize>(document: &T) -> Result<(), OperatorError> {
     let line = serde_json::to_string(document).map_err(OperatorError::Output)?;
-    println!("{line}");
-    Ok(())
+    say(format_args!("{line}"))
+}
+
+/// Prints a line of data. It may be that nobody takes it, as behind `| head`.
+fn say(line: fmt::Arguments<'_>) -> Result<(), OperatorError> {
+    writeln!(io::stdout(), "{line}").map_err(OperatorError::Print)
+}
+
+/// Says on stderr what a person should know beside the data. Where nobody listens, the work goes on.
+fn tell(line: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// A number of bytes for people.

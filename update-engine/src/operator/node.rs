@@ -1,6 +1,6 @@
 //! Steps 4 and 12: `updatectl node` and `updatectl audit`: what a server knows of its nodes and of its changes.
 
-use super::{Client, OperatorError, ask, print_json};
+use super::{Client, OperatorError, ask, print_json, say, tell};
 use clap::Subcommand;
 use jiff::Timestamp;
 use protocol::id::NodeId;
@@ -52,11 +52,11 @@ pub(super) async fn run(command: NodeCommand, client: &Client, json: bool) -> Re
             if json {
                 print_json(&list)?;
             } else {
-                println!(
+                say(format_args!(
                     "{:32}  {:10} {:10} {:14} {:4} {:12} {:20}",
                     "NODE", "CHANNEL", "GROUP", "VERSION", "SLOT", "STATE", "LAST SEEN"
-                );
-                list.nodes.iter().for_each(print_node);
+                ))?;
+                list.nodes.iter().try_for_each(print_node)?;
             }
         }
         NodeCommand::Show { node } => {
@@ -64,8 +64,8 @@ pub(super) async fn run(command: NodeCommand, client: &Client, json: bool) -> Re
             if json {
                 print_json(&show)?;
             } else {
-                print_node(&show.node);
-                show.events.iter().for_each(|event| print!("{}", shown(event)));
+                print_node(&show.node)?;
+                show.events.iter().try_for_each(|event| say(format_args!("{}", shown(event).trim_end())))?;
             }
         }
         NodeCommand::ResetCredential { node } => {
@@ -73,7 +73,7 @@ pub(super) async fn run(command: NodeCommand, client: &Client, json: bool) -> Re
             print_done(&node, "may show a new credential", json)?;
         }
         NodeCommand::Remove { node, why, yes } => {
-            eprintln!("{node} is forgotten, and its permits and places in queues are freed");
+            tell(format_args!("{node} is forgotten, and its permits and places in queues are freed"));
             ask("remove it?", yes)?;
             let body = NodeRemove { schema: SCHEMA, why };
             client.post(&format!("api/v1/nodes/{}/remove", segment(&node)), &body).await?;
@@ -88,8 +88,7 @@ fn print_done(node: &ClientId, what: &str, json: bool) -> Result<(), OperatorErr
     if json {
         return print_json(&json!({ "schema": SCHEMA, "changed": true, "node": node }));
     }
-    println!("{node} {what}");
-    Ok(())
+    say(format_args!("{node} {what}"))
 }
 
 /// A node id as a part of a path: an id of a FleetLock v1 client may have any visible characters.
@@ -105,8 +104,8 @@ fn time(at: Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
-fn print_node(node: &NodeInfo) {
-    println!(
+fn print_node(node: &NodeInfo) -> Result<(), OperatorError> {
+    say(format_args!(
         "{:32}  {:10} {:10} {:14} {:4} {:12} {:20}",
         node.node,
         node.channel,
@@ -115,7 +114,7 @@ fn print_node(node: &NodeInfo) {
         node.slot.as_str(),
         node.state,
         time(node.last_seen)
-    );
+    ))
 }
 
 /// An event on a line, and what was seen of a failure below it.
@@ -138,7 +137,7 @@ pub(super) async fn audit(client: &Client, limit: u32, json: bool) -> Result<Exi
         return Ok(Exit::Done);
     }
     for entry in &log.entries {
-        println!(
+        say(format_args!(
             "{:6}  {:20}  {:16} {:16} {:24} {}",
             entry.seq,
             time(entry.at),
@@ -146,7 +145,7 @@ pub(super) async fn audit(client: &Client, limit: u32, json: bool) -> Result<Exi
             entry.action,
             entry.subject,
             one_line(&entry.detail)
-        );
+        ))?;
     }
     Ok(Exit::Done)
 }

@@ -3,7 +3,7 @@
 use super::root::print_published;
 use super::targets::{SignOptions, Signer};
 use super::upload::ReleaseFolder;
-use super::{Client, OperatorError, ask, human, print_json};
+use super::{Client, OperatorError, ask, human, print_json, say, tell};
 use clap::Subcommand;
 use protocol::id::Arch;
 use protocol::manifest::{Manifest, TargetCustom};
@@ -97,7 +97,7 @@ async fn push(
             if json {
                 print_json(&json!({ "schema": SCHEMA, "changed": false, "version": version, "arch": arch }))?;
             } else {
-                println!("nothing to do: the server has {version} for {arch}");
+                say(format_args!("nothing to do: the server has {version} for {arch}"))?;
             }
             return Ok(Exit::NothingToDo);
         }
@@ -119,12 +119,12 @@ async fn push(
             "targets": published.targets, "snapshot": published.snapshot, "timestamp": published.timestamp,
         }))?;
     } else {
-        println!(
+        say(format_args!(
             "pushed {version} for {arch}: {} uploaded, targets version {}",
             human(uploaded),
             published.targets
-        );
-        println!("next: updatectl channel set CHANNEL {version}");
+        ))?;
+        say(format_args!("next: updatectl channel set CHANNEL {version}"))?;
     }
     Ok(Exit::Done)
 }
@@ -133,19 +133,19 @@ async fn push(
 fn describe(folder: &ReleaseFolder, current: u64, same_manifest: bool, custom: &TargetCustom) {
     let manifest = &folder.manifest;
     let images: u64 = manifest.partitions.iter().map(|p| p.size).sum();
-    eprintln!("targets version {current} -> {}", current.saturating_add(1));
+    tell(format_args!("targets version {current} -> {}", current.saturating_add(1)));
     let sign = if same_manifest { "~" } else { "+" };
-    eprintln!("  {sign} {} ({}) for {}", manifest.version, manifest.os, manifest.arch);
+    tell(format_args!("  {sign} {} ({}) for {}", manifest.version, manifest.os, manifest.arch));
     for partition in &manifest.partitions {
-        eprintln!("      {} {} sha256 {}", partition.role, human(partition.size), partition.sha256);
+        tell(format_args!("      {} {} sha256 {}", partition.role, human(partition.size), partition.sha256));
     }
     let payloads: u64 = manifest.payloads.iter().map(|p| p.size).sum();
-    eprintln!("      images {}, payloads {}", human(images), human(payloads));
+    tell(format_args!("      images {}, payloads {}", human(images), human(payloads)));
     if let Some(version) = &manifest.min_source_version {
-        eprintln!("      nodes below {version} pass through another release first");
+        tell(format_args!("      nodes below {version} pass through another release first"));
     }
     if let Some(version) = &custom.allow_downgrade_from {
-        eprintln!("      nodes up to {version} may go back to it");
+        tell(format_args!("      nodes up to {version} may go back to it"));
     }
 }
 
@@ -155,10 +155,13 @@ async fn list(client: &Client, json: bool) -> Result<Exit, OperatorError> {
         print_json(&list)?;
         return Ok(Exit::Done);
     }
-    println!("{:16} {:10} {:>12} {:>12}  {:20}  CHANNELS", "VERSION", "ARCH", "IMAGES", "PAYLOAD", "PUSHED");
+    say(format_args!(
+        "{:16} {:10} {:>12} {:>12}  {:20}  CHANNELS",
+        "VERSION", "ARCH", "IMAGES", "PAYLOAD", "PUSHED"
+    ))?;
     for release in &list.releases {
         let channels: Vec<&str> = release.channels.iter().map(protocol::id::Channel::as_str).collect();
-        println!(
+        say(format_args!(
             "{:16} {:10} {:>12} {:>12}  {:20}  {}",
             release.version,
             release.arch,
@@ -166,7 +169,7 @@ async fn list(client: &Client, json: bool) -> Result<Exit, OperatorError> {
             human(release.payload_bytes),
             release.pushed_at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
             channels.join(" ")
-        );
+        ))?;
     }
     Ok(Exit::Done)
 }
@@ -189,14 +192,14 @@ async fn withdraw(
         if json {
             print_json(&json!({ "schema": SCHEMA, "changed": false, "version": version }))?;
         } else {
-            println!("nothing to do: the server has no release {version}");
+            say(format_args!("nothing to do: the server has no release {version}"))?;
         }
         return Ok(Exit::NothingToDo);
     }
-    eprintln!("targets version {} -> {}", current.version(), current.version().saturating_add(1));
+    tell(format_args!("targets version {} -> {}", current.version(), current.version().saturating_add(1)));
     for change in &changes {
         if let TargetsChange::Remove { path } = change {
-            eprintln!("  - {path}");
+            tell(format_args!("  - {path}"));
         }
     }
     confirm(sign.yes)?;
@@ -208,12 +211,12 @@ async fn withdraw(
 async fn renew(sign: &SignOptions, client: &Client, json: bool) -> Result<Exit, OperatorError> {
     let signer = Signer::open(sign)?;
     let current = signer.current(client).await?;
-    eprintln!(
+    tell(format_args!(
         "targets version {} -> {}: releases unchanged ({}), signed anew",
         current.version(),
         current.version().saturating_add(1),
         current.releases().count()
-    );
+    ));
     confirm(sign.yes)?;
     let published = signer.push(client, &current, &[], Vec::new()).await?;
     print_published(&published, json)?;

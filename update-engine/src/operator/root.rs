@@ -1,6 +1,6 @@
 //! Step 3, metadata: `updatectl root push` gives a server the roots and the first targets metadata.
 
-use super::{Client, OperatorError, print_json, targets};
+use super::{Client, OperatorError, print_json, say, targets};
 use clap::Subcommand;
 use protocol::status::Exit;
 use protocol::wire::{Published, RootPush, SCHEMA};
@@ -59,7 +59,7 @@ async fn push(dir: &Path, client: &Client, json: bool) -> Result<Exit, OperatorE
         if json {
             print_json(&json!({ "schema": SCHEMA, "changed": false, "root": root.version() }))?;
         } else {
-            println!("nothing to do: the server has root version {}", root.version());
+            say(format_args!("nothing to do: the server has root version {}", root.version()))?;
         }
         return Ok(Exit::NothingToDo);
     }
@@ -86,6 +86,8 @@ pub(super) fn print_published(published: &Published, json: bool) -> Result<(), O
             "timestamp": timestamp,
         }));
     }
-    println!("published: root {root}, targets {targets}, snapshot {snapshot}, timestamp {timestamp}");
+    say(format_args!(
+        "published: root {root}, targets {targets}, snapshot {snapshot}, timestamp {timestamp}"
+    ))?;
     Ok(())
 }

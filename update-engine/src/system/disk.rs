@@ -206,7 +206,7 @@ fn holds(path: &Path, root: Option<&Root>, layout: &SlotLayout, sys: &Path) -> R
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     fn root(command_line: &str) -> Option<Root> {
@@ -270,7 +270,7 @@ mod tests {
     }
 
     /// A disk image of two slots: BOOT-A, BOOT-B, ROOT-A, ROOT-B. `seed` makes the ids of the partitions.
-    fn image(path: &Path, seed: u8, layout: &SlotLayout) {
+    pub(crate) fn image(path: &Path, seed: u8, layout: &SlotLayout) {
         let mut file = std::fs::File::options().read(true).write(true).create_new(true).open(path).unwrap();
         file.set_len(16 << 20).unwrap();
         gpt::mbr::ProtectiveMBR::with_lb_size((16 << 11) - 1).overwrite_lba0(&mut file).unwrap();

@@ -45,7 +45,7 @@ impl Subject {
     /// A command with the variables set.
     #[must_use]
     pub fn command(&self, path: &Path) -> Command {
-        let mut command = Command::new(path);
+        let mut command = program::with_usual_io(path);
         command.env("FLIPSIDE_SLOT", &self.slot).env("FLIPSIDE_VERSION", &self.version);
         command
     }

@@ -1,9 +1,10 @@
 //! All steps: a program run with a time-out, ended with all that it started, the end of its output kept.
 //!
-//! Health checks, hooks, the reboot command and `journalctl` all go through here.
+//! Health checks, hooks, the reboot command and `journalctl` all go through here. The engine's manners are not theirs: with
+//! its idle I/O class and its niceness, a check on a busy machine runs out of its time, and a good release is condemned.
 
 use futures::future::join;
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process_group, setpriority_pgrp};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -83,6 +84,29 @@ fn group_of(child: &Child) -> Group {
     Group(child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw))
 }
 
+/// A command that runs with the usual I/O class and priority, where there is an `ionice` to set them.
+#[must_use]
+pub fn with_usual_io(program: &Path) -> Command {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let ionice = std::env::split_paths(&path).map(|dir| dir.join("ionice")).find(|file| is_program(file));
+    let Some(ionice) = ionice else { return Command::new(program) };
+    let mut command = Command::new(ionice);
+    // Best effort, the middle of it; where that is not permitted, the program runs all the same.
+    command.args(["-t", "-c", "2", "-n", "4"]).arg(program);
+    command
+}
+
+fn is_program(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
+}
+
+/// Takes the engine's niceness off a program and what it has started. Without the right to, it stays as nice.
+fn usual_niceness(group: &Group) {
+    if let Err(error) = group.0.map_or(Ok(()), |pid| setpriority_pgrp(Some(pid), 0)) {
+        tracing::debug!("cannot set the priority of a program: {error}");
+    }
+}
+
 /// Runs a program until `limit`, without input, and keeps the last `keep` bytes of either output. When this is left,
 /// the program has ended, and with it everything it started.
 pub async fn run(mut command: Command, limit: Instant, keep: usize) -> Outcome {
@@ -102,7 +126,8 @@ pub async fn run(mut command: Command, limit: Instant, keep: usize) -> Outcome {
         Ok(child) => child,
         Err(error) => return Outcome { ended: Ended::Failed(error), stdout, stderr },
     };
-    let _group = group_of(&child);
+    let group = group_of(&child);
+    usual_niceness(&group);
     let (out, err) = (child.stdout.take(), child.stderr.take());
     let ended = Notify::new();
     let status = async {
@@ -125,6 +150,7 @@ pub async fn run(mut command: Command, limit: Instant, keep: usize) -> Outcome {
         Ok(Err(error)) => Ended::Failed(error),
         Err(_) => Ended::TimedOut,
     };
+    drop(group);
     Outcome { ended, stdout, stderr }
 }
 
@@ -187,6 +213,27 @@ mod tests {
         runtime.block_on(tail(Some(source.as_slice()), &mut kept, EVIDENCE_MAX));
         assert_eq!(kept.len(), EVIDENCE_MAX);
         assert!(kept.ends_with(b"end"));
+    }
+
+    /// Prints its niceness and its I/O class, in which both have become the usual ones.
+    const USUAL: &str = "until [ \"$(nice)\" = 0 ]; do :; done; ionice";
+
+    #[tokio::test]
+    async fn the_manners_of_the_engine_are_not_those_of_a_program() {
+        // On this thread, which starts the program. Whoever may not undo it begins with none.
+        if rustix::process::geteuid().is_root() {
+            rustix::process::nice(10).unwrap();
+            let own = format!("{}", std::process::id());
+            let idle = std::process::Command::new("ionice").args(["-c", "3", "-p", &own]).status().unwrap();
+            assert!(idle.success());
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let check = dir.path().join("check");
+        std::fs::write(&check, format!("#!/bin/sh\n{USUAL}\n")).unwrap();
+        std::fs::set_permissions(&check, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let outcome = run(with_usual_io(&check), Instant::now() + Duration::from_secs(30), 99).await;
+        assert!(outcome.success(), "{}", outcome.tell("still nice"));
+        assert_eq!(String::from_utf8_lossy(&outcome.stdout).trim(), "best-effort: prio 4");
     }
 
     #[tokio::test]

@@ -49,7 +49,13 @@ impl Turn {
                     return self.confirmation_failed(&Evidence::summary(detail));
                 }
                 self.fail(&detail);
-                self.judge_again();
+                // All of them are over before the guard, which gives the health deadline and some more, goes back: what
+                // is wrong is then on record.
+                let policy = &self.state.policy;
+                let share = u64::from((policy.health_deadline_s / policy.judgements_max.max(1)).max(1));
+                let most = share.min(policy.rejudge_s.into());
+                let wait = self.backoff(self.state.run.unknown_judgements).min(most);
+                self.state.run.judgement = Judgement::Again(self.after(wait));
             }
         }
     }
