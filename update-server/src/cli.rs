@@ -27,7 +27,7 @@ pub struct Cli {
     command: Command,
     /// Print one JSON document on stdout.
     #[arg(long, global = true)]
-    json: bool,
+    pub json: bool,
     /// What to log on stderr, as in `info` or `update_server=debug`.
     #[arg(long, global = true, env = "RUST_LOG", default_value = "info")]
     pub log: String,
@@ -97,6 +97,22 @@ enum TokenCommand {
 #[must_use]
 pub fn command() -> clap::Command {
     Cli::command()
+}
+
+/// A failure as data, where that is asked for. Where nobody takes it, the line on stderr remains.
+pub fn print_failure(line: &str, json: bool) {
+    if json {
+        let _ = writeln!(std::io::stdout(), "{}", json!({ "schema": SCHEMA, "error": line }));
+    }
+}
+
+/// Wrong usage as data. The command line was not understood: whether it asks for JSON shows in its words only.
+pub fn print_usage_error(error: &clap::Error) {
+    let asks = std::env::args_os().skip(1).take_while(|word| word != "--").any(|word| word == "--json");
+    let text = error.to_string();
+    // What is wrong; after an empty line follow usage and hints.
+    let line = text.split("\n\n").next().unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ");
+    print_failure(line.strip_prefix("error: ").unwrap_or(&line), asks && error.use_stderr());
 }
 
 /// Runs a command.

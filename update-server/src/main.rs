@@ -8,7 +8,14 @@ use update_server::cli;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let cli = cli::Cli::parse();
+    let cli = match cli::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            cli::print_usage_error(&error);
+            error.exit()
+        }
+    };
+    let json = cli.json;
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::new(&cli.log))
         .with_writer(std::io::stderr)
@@ -18,6 +25,7 @@ async fn main() -> ExitCode {
     match cli::run(cli).await {
         Ok(exit) => exit.into(),
         Err(error) => {
+            cli::print_failure(&format!("{error:#}"), json);
             // The whole chain, once, here at the edge.
             let _ = writeln!(std::io::stderr(), "update-server: {error:#}");
             Exit::Failed.into()

@@ -46,6 +46,29 @@ fn fails(args: &[&str], srv: &Path, saying: &str) {
     assert!(line.starts_with("update-server: ") && line.trim_end().lines().count() == 1, "{line}");
     assert!(line.contains(saying), "{line}");
     assert!(output.stdout.is_empty());
+    assert_eq!(
+        failure(&[args, &["--json"]].concat(), srv, 1)["error"],
+        line["update-server: ".len()..].trim_end()
+    );
+}
+
+/// What is printed on stdout where documents are asked for.
+fn failure(args: &[&str], srv: &Path, code: i32) -> Value {
+    let output = command(args, srv);
+    assert_eq!(output.status.code(), Some(code), "{args:?}");
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(document["schema"], 1, "{document}");
+    document
+}
+
+#[test]
+fn wrong_usage_is_a_document_where_documents_are_asked_for() {
+    let dir = TempDir::new().unwrap();
+    for args in [&["token", "list", "--bogus", "--json"][..], &["--json", "serve", "--bogus"]] {
+        assert_eq!(failure(args, dir.path(), 2)["error"], "unexpected argument '--bogus' found");
+        let text: Vec<_> = args.iter().copied().filter(|arg| *arg != "--json").collect();
+        assert!(command(&text, dir.path()).stdout.is_empty());
+    }
 }
 
 /// A data directory, and the server that runs on it.
