@@ -5,7 +5,8 @@ use crate::store::audit::{self, Change};
 use crate::store::{Connection, StoreError, credentials, locks, nodes};
 use jiff::Timestamp;
 use protocol::digest::Sha256;
-use protocol::lock::{ClientId, Command, Context, Document, PolicyFile, Problem, apply};
+use protocol::id::Group;
+use protocol::lock::{ClientId, Command, Context, Document, Policy, PolicyFile, Problem, apply};
 
 /// Why policies were not set. Nothing has changed then.
 #[derive(Debug, thiserror::Error)]
@@ -77,7 +78,7 @@ pub async fn set(
         let before = found.as_ref().map(|(_, document)| &document.policy);
         // Time may have passed in the document without a change of the policy.
         if before != Some(policy) {
-            let detail = if before.is_none() { format!("new group: {why}") } else { why.to_owned() };
+            let detail = changed(&one(group, before), &one(group, Some(policy)), why);
             let entry =
                 Change { actor: who, action: "lock.policy", subject: group.as_str(), detail: &detail };
             audit::record(&mut change, now, entry).await?;
@@ -87,6 +88,26 @@ pub async fn set(
     let after = current(&mut change).await?;
     change.commit().await.map_err(StoreError::from)?;
     Ok(after)
+}
+
+/// The longest account of a change in the audit log, in bytes; the policies themselves are in the database.
+const CHANGE_MAX: usize = 2000;
+
+/// What changed, in one line, and why.
+fn changed(before: &PolicyFile, after: &PolicyFile, why: &str) -> String {
+    let lines: Vec<String> = before.difference(after).iter().map(|line| line.trim().to_owned()).collect();
+    let mut line = lines.join("; ");
+    if line.len() > CHANGE_MAX {
+        line.truncate(line.floor_char_boundary(CHANGE_MAX));
+        line.push_str(" ...");
+    }
+    format!("{line}: {why}")
+}
+
+/// A group's policy alone.
+fn one(group: &Group, policy: Option<&Policy>) -> PolicyFile {
+    let groups = policy.map(|policy| (group.clone(), policy.clone())).into_iter().collect();
+    PolicyFile { groups, ..PolicyFile::default() }
 }
 
 async fn set_caps(
@@ -103,7 +124,9 @@ async fn set_caps(
     if !locks::swap_caps(conn, revision, &wanted.caps).await? {
         return Err(PolicyFailure::Changed);
     }
-    let entry = Change { actor: who, action: "lock.caps", subject: "caps", detail: why };
+    let only = |caps| PolicyFile { caps, ..PolicyFile::default() };
+    let detail = changed(&only(caps), &only(wanted.caps.clone()), why);
+    let entry = Change { actor: who, action: "lock.caps", subject: "caps", detail: &detail };
     Ok(audit::record(conn, now, entry).await?)
 }
 

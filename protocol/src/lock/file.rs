@@ -12,6 +12,7 @@ use read::{Reader, Value};
 use std::collections::BTreeMap;
 use std::fmt;
 
+mod difference;
 mod keys;
 mod print;
 mod read;

@@ -119,9 +119,9 @@ pub enum OperatorError {
     /// There is nobody to ask.
     #[error("nothing was done: there is no terminal to ask on; say --yes")]
     NobodyToAsk,
-    /// A policy file, with a line for each error.
-    #[error("the policy cannot be used:\n{0}")]
-    Policy(protocol::lock::PolicyFileErrors),
+    /// A policy file cannot be used.
+    #[error("the policy cannot be used: {0}")]
+    Policy(String),
     /// The answer cannot be written as JSON.
     #[error("cannot print the answer")]
     Output(#[source] serde_json::Error),

@@ -5,12 +5,11 @@ use super::{Client, OperatorError, ask, print_json, say, tell};
 use clap::Subcommand;
 use jiff::Timestamp;
 use protocol::id::Group;
-use protocol::lock::{ClientId, Holder, Phase, PolicyFile, Waiter};
+use protocol::lock::{ClientId, Holder, Phase, PolicyFile, PolicyFileErrors, Waiter};
 use protocol::status::{Exit, one_line};
 use protocol::wire::{LockInfo, LockList, LockPolicies, LockPolicySet, LockReasons, LockRelease, SCHEMA};
 use reqwest::Method;
 use serde_json::json;
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// Commands about the reboot locks of a server.
@@ -97,7 +96,8 @@ fn shown(info: &LockInfo, now: Timestamp) -> String {
     let (holders, waiters) = (document.holders.len(), document.queue.len());
     let mut text = format!("{}: {holders} holding, {waiters} waiting", document.group);
     if let Some(population) = &info.view.population {
-        text.push_str(&format!(", {} nodes", population.total));
+        let plural = if population.total == 1 { "" } else { "s" };
+        text.push_str(&format!(", {} node{plural}", population.total));
     }
     text.push('\n');
     for holder in &document.holders {
@@ -107,6 +107,9 @@ fn shown(info: &LockInfo, now: Timestamp) -> String {
     for (place, waiter) in document.queue.iter().enumerate() {
         text.push_str(&format!("  {}\n", waiter_line(place + 1, waiter, now)));
         because(&mut text, &info.waiting, &waiter.node);
+        if info.waiting.iter().any(|reasons| reasons.node == waiter.node && reasons.because.is_empty()) {
+            text.push_str("      | nothing stands against it: it gets a permit when it asks next\n");
+        }
     }
     text
 }
@@ -211,7 +214,8 @@ async fn release(
 
 async fn policies(client: &Client) -> Result<(LockPolicies, PolicyFile), OperatorError> {
     let policies: LockPolicies = client.get("api/v1/lock-policy").await?;
-    let file = PolicyFile::parse(client.server(), &policies.file).map_err(OperatorError::Policy)?;
+    let file = PolicyFile::parse(client.server(), &policies.file)
+        .map_err(|errors| OperatorError::Policy(lines(&errors).join("; ")))?;
     Ok((policies, file))
 }
 
@@ -234,6 +238,21 @@ async fn show_policy(client: &Client, group: Option<&Group>, json: bool) -> Resu
     Ok(Exit::Done)
 }
 
+fn lines(errors: &PolicyFileErrors) -> Vec<String> {
+    errors.0.iter().map(ToString::to_string).collect()
+}
+
+/// A file with errors: all of them, a line each, or together in the one line of a JSON document.
+fn unusable(path: &Path, errors: &PolicyFileErrors, json: bool) -> OperatorError {
+    let lines = lines(errors);
+    if json {
+        return OperatorError::Policy(lines.join("; "));
+    }
+    lines.iter().for_each(|line| eprintln!("{}", one_line(line)));
+    let plural = if lines.len() == 1 { "" } else { "s" };
+    OperatorError::Policy(format!("{} has {} error{plural}; nothing was set", path.display(), lines.len()))
+}
+
 async fn set_policy(
     client: &Client,
     path: &Path,
@@ -242,12 +261,13 @@ async fn set_policy(
     json: bool,
 ) -> Result<Exit, OperatorError> {
     let text = std::fs::read_to_string(path).map_err(OperatorError::file(path))?;
-    let wanted = PolicyFile::parse(&path.display().to_string(), &text).map_err(OperatorError::Policy)?;
+    let wanted = PolicyFile::parse(&path.display().to_string(), &text)
+        .map_err(|errors| unusable(path, &errors, json))?;
     let (current, before) = policies(client).await?;
     // Groups that the file leaves out stay as they are.
     let mut after = PolicyFile { groups: before.groups.clone(), caps: wanted.caps.clone() };
     after.groups.extend(wanted.groups.clone());
-    let changes = difference(&before, &after);
+    let changes = before.difference(&after);
     if changes.is_empty() {
         if json {
             print_json(&json!({ "schema": SCHEMA, "changed": false }))?;
@@ -273,75 +293,11 @@ async fn set_policy(
     Ok(Exit::Done)
 }
 
-/// What changes, as lines of policy files: those that go and those that come, below the name of their table.
-fn difference(before: &PolicyFile, after: &PolicyFile) -> Vec<String> {
-    let (before, after) = (tables(before), tables(after));
-    let mut names: Vec<&String> = before.iter().map(|(name, _)| name).collect();
-    names.extend(after.iter().map(|(name, _)| name).filter(|name| !before.iter().any(|(n, _)| n == *name)));
-    let mut changes = Vec::new();
-    for name in names {
-        let of = |all: &[(String, Vec<String>)]| -> Vec<String> {
-            all.iter().filter(|(table, _)| table == name).flat_map(|(_, lines)| lines.clone()).collect()
-        };
-        let (old, new) = (of(&before), of(&after));
-        let (old_set, new_set): (BTreeSet<&String>, BTreeSet<&String>) =
-            (old.iter().collect(), new.iter().collect());
-        let gone = old.iter().filter(|line| !new_set.contains(line)).map(|line| format!("- {line}"));
-        let come = new.iter().filter(|line| !old_set.contains(line)).map(|line| format!("+ {line}"));
-        let lines: Vec<String> = gone.chain(come).collect();
-        let is_new = !before.iter().any(|(table, _)| table == name);
-        let is_gone = !after.iter().any(|(table, _)| table == name);
-        if is_new || is_gone || !lines.is_empty() {
-            let mark = if is_new {
-                "+ "
-            } else if is_gone {
-                "- "
-            } else {
-                "  "
-            };
-            changes.push(format!("{mark}{name}"));
-            changes.extend(lines);
-        }
-    }
-    changes
-}
-
-/// A policy file by its tables: the header, and the lines below it.
-fn tables(file: &PolicyFile) -> Vec<(String, Vec<String>)> {
-    let mut tables: Vec<(String, Vec<String>)> = Vec::new();
-    for line in file.to_string().lines().map(str::trim_end).filter(|line| !line.is_empty()) {
-        match tables.last_mut() {
-            Some((_, lines)) if !line.starts_with('[') => lines.push(line.to_owned()),
-            _ => tables.push((line.to_owned(), Vec::new())),
-        }
-    }
-    tables
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use protocol::lock::{Cap, Document, Limit, Policy};
+    use protocol::lock::{Document, Policy};
     use protocol::wire::LockView;
-
-    fn file(max: u32) -> PolicyFile {
-        let policy = Policy { max: Limit::Count(max), ..Policy::default() };
-        PolicyFile { groups: [("default".parse().unwrap(), policy)].into(), ..PolicyFile::default() }
-    }
-
-    #[test]
-    fn the_difference_names_tables_and_lines() {
-        assert!(difference(&file(1), &file(1)).is_empty());
-        assert_eq!(difference(&file(1), &file(3)), ["  [group.default]", "- max = 1", "+ max = 3"]);
-        let mut wider = file(1);
-        wider.groups.insert("web".parse().unwrap(), Policy::default());
-        let added = difference(&file(1), &wider);
-        assert_eq!(added[..2], ["+ [group.web]", "+ max = 1"], "{added:?}");
-        let cap = Cap { groups: vec!["default".parse().unwrap()], max: 2 };
-        wider.caps.caps.insert("all".to_owned(), cap);
-        let removed = difference(&wider, &file(1));
-        assert!(removed.iter().any(|line| line == "- [cap.all]"), "{removed:?}");
-    }
 
     #[test]
     fn a_lock_shows_who_holds_who_waits_and_why_and_obeys_no_terminal() {
