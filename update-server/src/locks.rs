@@ -89,7 +89,7 @@ async fn usages(conn: &mut Connection, caps: &Caps, group: &Group) -> Result<Vec
         let mut held_elsewhere = 0;
         for other in cap.groups.iter().filter(|other| *other != group).collect::<BTreeSet<_>>() {
             let held = locks::find(conn, other).await?.map_or(0, |(_, other)| other.holders.len());
-            held_elsewhere += u32::try_from(held).unwrap_or(u32::MAX);
+            held_elsewhere = u32::saturating_add(held_elsewhere, u32::try_from(held).unwrap_or(u32::MAX));
         }
         usages.push(Usage { cap: name.clone(), max: cap.max, held_elsewhere });
     }

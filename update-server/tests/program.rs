@@ -11,7 +11,7 @@ mod common;
 use common::{ARCH, Client, Operator, Release, done};
 use jiff::Timestamp;
 use protocol::digest::Sha256;
-use protocol::wire::{ChannelInfo, Decision, Published, ReleaseList};
+use protocol::wire::{ChannelInfo, Decision, LockInfo, Published, ReleaseList};
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -228,4 +228,50 @@ async fn killed_at_any_point_it_goes_on_where_it_was() {
     assert_eq!(client.check("alpha", "1.0.0").await.decision, Decision::Update);
     let seen = common::node_sees(&client, &operator.root, "alpha", Timestamp::now()).await.unwrap();
     assert_eq!(seen, ["1.1.0"], "for {ARCH}");
+}
+
+/// A permit that was granted before a kill is held after it; one that was freed is free.
+#[tokio::test]
+async fn permits_survive_a_kill_as_they_were_told() {
+    let mut program = Program::new();
+    for round in 0..4 {
+        let granted = contend(&program, round).await;
+        program = program.kill_and_restart();
+        let lock: LockInfo = program.client().read("/api/v1/locks/default").await;
+        let held: Vec<String> = lock.view.document.holders.iter().map(|h| h.node.to_string()).collect();
+        assert!(held.len() <= 1, "one at a time: {held:?}");
+        if let Some(granted) = &granted {
+            assert_eq!(&held, std::slice::from_ref(granted), "round {round}");
+        }
+        for node in held {
+            assert_eq!(ask(&program, "steady-state", &node).await, Some(StatusCode::OK));
+        }
+        program = program.kill_and_restart();
+        let lock: LockInfo = program.client().read("/api/v1/locks/default").await;
+        assert!(lock.view.document.holders.is_empty(), "round {round}");
+    }
+}
+
+async fn ask(program: &Program, what: &str, node: &str) -> Option<StatusCode> {
+    let client = Client { token: None, ..program.client() };
+    let request = client.request(Method::POST, &format!("/v1/{what}")).header("fleet-lock-protocol", "true");
+    let body = format!("{{\"client_params\":{{\"id\":\"{node}\",\"group\":\"default\"}}}}");
+    request.body(body).send().await.ok().map(|answer| answer.status())
+}
+
+/// Eight nodes ask at once; who was told that it holds. The kill comes with the first answer that says so: the other
+/// requests are under way then.
+async fn contend(program: &Program, round: u32) -> Option<String> {
+    use futures::StreamExt as _;
+    let asked = (0..8).map(|n| async move {
+        let node = format!("r{round}n{n}");
+        (ask(program, "pre-reboot", &node).await, node)
+    });
+    let mut answers = asked.collect::<futures::stream::FuturesUnordered<_>>();
+    while let Some((status, node)) = answers.next().await {
+        if status == Some(StatusCode::OK) {
+            return Some(node);
+        }
+    }
+    None
 }

@@ -349,6 +349,23 @@ async fn the_servers_own_words_are_in_the_error() {
     assert!(line(&error).ends_with("answered 403 Forbidden (not yours)"), "{}", line(&error));
 }
 
+/// Caches do not keep answers to requests that show a secret, and metadata and payloads are public.
+#[tokio::test]
+async fn the_credential_goes_with_what_the_node_says_and_with_nothing_else() {
+    let server = Server::start(|_, _| Answer::json(200, "{}")).await;
+    let credential = wire::NodeCredential::from_random([7; 32]);
+    let client = client(&server, limits()).with_credential(credential.clone());
+    let node: NodeId = "0123456789abcdef0123456789abcdef".parse().unwrap();
+    let events = wire::Events { schema: 1, node, events: Vec::new() };
+    client.send_events(&events).await.unwrap();
+    client.get_as_node("v2/lock/default", 10).await.unwrap();
+    client.get("v1/metadata/1.root.json", 10).await.unwrap();
+    let shown: Vec<_> = server.requests().into_iter().map(|request| request.authorization).collect();
+    let bearer = Some(format!("Bearer {}", credential.reveal()));
+    assert_eq!(shown, [bearer.clone(), bearer, None]);
+    assert!(!format!("{client:?}").contains(&credential.reveal()[20..]), "nor into a log");
+}
+
 #[tokio::test]
 async fn an_answer_of_another_schema_is_refused() {
     let answer = "{\"schema\":2,\"decision\":\"none\",\"reason\":\"\"}";

@@ -18,6 +18,7 @@ pub(super) struct Request {
     pub(super) method: String,
     pub(super) path: String,
     pub(super) range: Option<Range<u64>>,
+    pub(super) authorization: Option<String>,
 }
 
 /// What is answered.
@@ -213,5 +214,6 @@ async fn read(stream: &mut TcpStream) -> Option<Request> {
         first.parse().unwrap()..last.parse::<u64>().unwrap() + 1
     });
     let mut first = lines.first()?.split(' ');
-    Some(Request { method: first.next()?.to_owned(), path: first.next()?.to_owned(), range })
+    let (method, path) = (first.next()?.to_owned(), first.next()?.to_owned());
+    Some(Request { method, path, range, authorization: header("authorization") })
 }
