@@ -25,6 +25,7 @@
 //! | `GET /api/v1/locks` | | [`LockList`] |
 //! | `GET /api/v1/locks/<group>` | | [`LockInfo`] |
 //! | `POST /api/v1/locks/<group>/release` | [`LockRelease`] | [`LockInfo`] |
+//! | `POST /api/v1/locks/<group>/import` | [`LockImport`] | [`LockInfo`] |
 //! | `GET /api/v1/lock-policy` | | [`LockPolicies`] |
 //! | `PUT /api/v1/lock-policy` | [`LockPolicySet`] | [`LockPolicies`] |
 //! | `POST /api/v1/nodes/<node>/remove` | [`NodeRemove`] | 204 |
@@ -49,8 +50,8 @@ mod tests;
 
 pub use credential::{InvalidCredential, NodeCredential};
 pub use lock::{
-    FleetLockBody, FleetLockClient, FleetLockError, LOCK_BODY_MAX, LockAnswer, LockCommand, LockInfo,
-    LockList, LockPolicies, LockPolicySet, LockReasons, LockRelease, LockView, NodeRemove,
+    FleetLockBody, FleetLockClient, FleetLockError, LOCK_BODY_MAX, LockAnswer, LockCommand, LockImport,
+    LockInfo, LockList, LockPolicies, LockPolicySet, LockReasons, LockRelease, LockView, NodeRemove,
 };
 
 /// The schema number of the documents here.

@@ -6,7 +6,7 @@ use crate::store::{Connection, StoreError, credentials, locks, nodes};
 use jiff::Timestamp;
 use protocol::digest::Sha256;
 use protocol::id::Group;
-use protocol::lock::{ClientId, Command, Context, Document, Policy, PolicyFile, Problem, apply};
+use protocol::lock::{ClientId, Command, Context, Document, Limit, Policy, PolicyFile, Problem, apply};
 
 /// Why policies were not set. Nothing has changed then.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +17,19 @@ pub enum PolicyFailure {
     /// The policy is another one by now.
     #[error("the policy was changed by somebody else in the meantime: look at it again")]
     Changed,
+    /// A lock cannot be taken over into a group that is in use.
+    #[error(
+        "the group {group} has {holders} holders and {waiters} waiters: a lock is taken over before any node asks; take it \
+         over into another group"
+    )]
+    InUse {
+        /// Which.
+        group: Group,
+        /// How many hold a permit.
+        holders: usize,
+        /// How many wait.
+        waiters: usize,
+    },
     /// The database.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -140,6 +153,60 @@ fn check(file: &PolicyFile) -> Result<(), PolicyFailure> {
         Some((of, Problem { key, message })) => Err(PolicyFailure::Invalid(format!("{of}.{key}: {message}"))),
         None => Ok(()),
     }
+}
+
+/// A lock of another system.
+#[derive(Clone, Copy, Debug)]
+pub struct Imported<'a> {
+    /// Whose it was.
+    pub system: &'a str,
+    /// How many may hold a permit.
+    pub max: u32,
+    /// Who holds one.
+    pub holders: &'a [ClientId],
+}
+
+/// Takes over a lock into a group that nobody holds or waits in: its number, and its holders as FleetLock v1 clients. All
+/// of the group's policy but the number stays.
+///
+/// # Errors
+/// [`PolicyFailure`].
+pub async fn import(
+    app: &App,
+    group: &Group,
+    lock: Imported<'_>,
+    who: &str,
+    why: &str,
+) -> Result<(), PolicyFailure> {
+    let _turn = app.lock_turn().await;
+    let now = app.now();
+    let mut change = app.store().write().await?;
+    let (revision, mut document) = locks::find(&mut change, group)
+        .await?
+        .unwrap_or((0, Document::new(group.clone(), Policy::default())));
+    if !document.holders.is_empty() || !document.queue.is_empty() {
+        return Err(PolicyFailure::InUse {
+            group: group.clone(),
+            holders: document.holders.len(),
+            waiters: document.queue.len(),
+        });
+    }
+    let policy = Policy { max: Limit::Count(lock.max), ..document.policy.clone() };
+    // They hold already: nothing is decided about them.
+    document.policy = Policy { max: Limit::Count(u32::MAX), ..Policy::default() };
+    let hold = lock.holders.iter().map(|node| Command::FleetLockRequest { node: node.clone() });
+    let set = Command::SetPolicy { policy: Box::new(policy), who: who.to_owned(), why: why.to_owned() };
+    let context = Context { now, population: None, caps: Vec::new(), quorum: None };
+    for command in hold.chain([set]) {
+        document = apply(&document, &command, &context).document.unwrap_or(document);
+    }
+    if !locks::swap_document(&mut change, revision, &document).await? {
+        return Err(PolicyFailure::Changed);
+    }
+    let detail = format!("from {}: max {}, {} holders: {why}", lock.system, lock.max, document.holders.len());
+    let entry = Change { actor: who, action: "lock.import", subject: group.as_str(), detail: &detail };
+    audit::record(&mut change, now, entry).await?;
+    Ok(change.commit().await.map_err(StoreError::from)?)
 }
 
 /// Takes a node out of all locks, and forgets it and its credential. False where nothing was known of it.

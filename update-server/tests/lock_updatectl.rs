@@ -175,3 +175,28 @@ async fn nodes_are_let_in_again_and_removed() {
     desk.exits("node remove host/7?x#%41 --why gone --yes", Exit::Done).await;
     assert!(desk.holders().await.is_empty());
 }
+
+#[tokio::test]
+async fn locks_of_locksmith_and_airlock_are_taken_over() {
+    let desk = Desk::new().await;
+    desk.write("airlock.json", r#"{"total_slots":2,"holders":["z1","z2","z3"]}"#);
+    desk.write("locksmith.json", r#"{"semaphore":1,"max":1,"holders":null}"#);
+    desk.write("other.json", r#"{"slots":2}"#);
+    desk.fails("lock import @airlock.json --group default", Exit::Usage, "--yes").await;
+    assert!(desk.holders().await.is_empty(), "nothing was done");
+    desk.exits("lock import @airlock.json --group default --yes", Exit::Done).await;
+    let names: Vec<String> = desk.holders().await.iter().map(ToString::to_string).collect();
+    assert_eq!(names, ["z1", "z2", "z3"], "more than may: they hold all the same");
+    assert_eq!(desk.lock().await.view.document.policy.max, Limit::Count(2));
+    assert_eq!(desk.hold("z1").await, StatusCode::OK, "it holds still");
+    assert_eq!(desk.hold("z4").await, StatusCode::CONFLICT);
+    desk.fails("lock import @locksmith.json --group default --yes", Exit::Failed, "3 holders and 1 waiters")
+        .await;
+    desk.exits("lock import @locksmith.json --group web --yes", Exit::Done).await;
+    desk.fails("lock import @other.json --group new --yes", Exit::Failed, "other.json cannot be taken over")
+        .await;
+    desk.fails("lock list new", Exit::Failed, "no group new").await;
+    let log: AuditLog = desk.server.admin().read("/api/v1/audit").await;
+    let actions: Vec<&str> = log.entries.iter().map(|entry| entry.action.as_str()).take(2).collect();
+    assert_eq!(actions, ["lock.import", "lock.import"]);
+}

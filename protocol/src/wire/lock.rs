@@ -132,6 +132,21 @@ pub struct LockPolicySet {
     pub why: String,
 }
 
+/// Takes over the lock of another system, into a group that nobody holds or waits in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LockImport {
+    /// [`super::SCHEMA`].
+    pub schema: u32,
+    /// Whose lock it was, for the audit log: `locksmith`, `airlock`.
+    pub system: String,
+    /// How many may hold a permit at once.
+    pub max: u32,
+    /// Who holds one. They hold as FleetLock v1 clients do: without attempt.
+    pub holders: Vec<ClientId>,
+    /// Why.
+    pub why: String,
+}
+
 /// A node is gone for good: its permits and its places in queues go with it, and its credential.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeRemove {

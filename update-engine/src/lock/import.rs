@@ -94,7 +94,9 @@ impl System {
         Ok(Imported { document, notes })
     }
 
-    const fn name(self) -> &'static str {
+    /// Its name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Locksmith => "locksmith",
             Self::Airlock => "airlock",

@@ -119,6 +119,15 @@ pub enum OperatorError {
     /// There is nobody to ask.
     #[error("nothing was done: there is no terminal to ask on; say --yes")]
     NobodyToAsk,
+    /// A lock of another system cannot be used.
+    #[error("{} cannot be taken over", .path.display())]
+    Import {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: crate::lock::import::ImportError,
+    },
     /// A policy file cannot be used.
     #[error("the policy cannot be used: {0}")]
     Policy(String),

@@ -2,12 +2,15 @@
 //! policies.
 
 use super::{Client, OperatorError, ask, print_json, say, tell};
+use crate::lock::import::{Imported, System};
 use clap::Subcommand;
 use jiff::Timestamp;
 use protocol::id::Group;
-use protocol::lock::{ClientId, Holder, Phase, PolicyFile, PolicyFileErrors, Waiter};
+use protocol::lock::{ClientId, Holder, Limit, Phase, PolicyFile, PolicyFileErrors, Waiter};
 use protocol::status::{Exit, one_line};
-use protocol::wire::{LockInfo, LockList, LockPolicies, LockPolicySet, LockReasons, LockRelease, SCHEMA};
+use protocol::wire::{
+    LockImport, LockInfo, LockList, LockPolicies, LockPolicySet, LockReasons, LockRelease, SCHEMA,
+};
 use reqwest::Method;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -37,6 +40,21 @@ pub enum LockCommand {
     /// Policies: who may hold a permit, how many, and when.
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// Take over the lock of locksmith (etcd v2) or airlock (etcd v3): its number and its holders. Nobody may hold or wait
+    /// in the group yet.
+    Import {
+        /// The value of its key, as JSON.
+        file: PathBuf,
+        /// The group to take it over into.
+        #[arg(long)]
+        group: Group,
+        /// Why, for the audit log.
+        #[arg(long, value_name = "TEXT", default_value = "updatectl lock import")]
+        why: String,
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+    },
 }
 
 /// Commands about policies.
@@ -66,6 +84,7 @@ pub(super) async fn run(command: LockCommand, client: &Client, json: bool) -> Re
         LockCommand::Release { node, group, why, yes } => {
             release(client, &node, &group, &why, yes, json).await
         }
+        LockCommand::Import { file, group, why, yes } => import(client, &file, &group, &why, yes, json).await,
         LockCommand::Policy(PolicyCommand::Show { group }) => show_policy(client, group.as_ref(), json).await,
         LockCommand::Policy(PolicyCommand::Set { file, why, yes }) => {
             set_policy(client, &file, &why, yes, json).await
@@ -248,7 +267,7 @@ fn unusable(path: &Path, errors: &PolicyFileErrors, json: bool) -> OperatorError
     if json {
         return OperatorError::Policy(lines.join("; "));
     }
-    lines.iter().for_each(|line| eprintln!("{}", one_line(line)));
+    lines.iter().for_each(|line| tell(format_args!("{}", one_line(line))));
     let plural = if lines.len() == 1 { "" } else { "s" };
     OperatorError::Policy(format!("{} has {} error{plural}; nothing was set", path.display(), lines.len()))
 }
@@ -289,6 +308,51 @@ async fn set_policy(
         print_json(&json!({ "schema": SCHEMA, "changed": true, "changes": changes }))?;
     } else {
         say(format_args!("the policy is set; permits that are held stay held"))?;
+    }
+    Ok(Exit::Done)
+}
+
+/// Whose lock a file holds: locksmith's has a counter beside the holders.
+fn system(text: &str) -> System {
+    let value: serde_json::Value = serde_json::from_str(text).unwrap_or_default();
+    if value.get("semaphore").is_some() { System::Locksmith } else { System::Airlock }
+}
+
+async fn import(
+    client: &Client,
+    path: &Path,
+    group: &Group,
+    why: &str,
+    yes: bool,
+    json: bool,
+) -> Result<Exit, OperatorError> {
+    let text = std::fs::read_to_string(path).map_err(OperatorError::file(path))?;
+    let system = system(&text);
+    let Imported { document, notes } = system
+        .import(&text, group, Timestamp::now())
+        .map_err(|source| OperatorError::Import { path: path.to_owned(), source })?;
+    let Limit::Count(max) = document.policy.max else {
+        return Err(OperatorError::Wrong("a lock of another system has no percentage".to_owned()));
+    };
+    let holders: Vec<ClientId> = document.holders.into_iter().map(|holder| holder.node).collect();
+    tell(format_args!("{group}: max = {max}, {} holders of {}", holders.len(), system.name()));
+    holders.iter().for_each(|node| tell(format_args!("  {node}")));
+    notes.iter().for_each(|note| tell(format_args!("note: {}", one_line(note))));
+    ask("take this lock over?", yes)?;
+    let body =
+        LockImport { schema: SCHEMA, system: system.name().to_owned(), max, holders, why: why.to_owned() };
+    let info: LockInfo = client.change(Method::POST, &format!("api/v1/locks/{group}/import"), &body).await?;
+    if json {
+        print_json(&json!({
+            "schema": SCHEMA, "changed": true, "group": group, "system": body.system, "max": max,
+            "holders": body.holders, "notes": notes,
+        }))?;
+    } else {
+        let held = info.view.document.holders.len();
+        say(format_args!(
+            "the lock of {} is taken over into group {group}: {held} hold a permit",
+            body.system
+        ))?;
     }
     Ok(Exit::Done)
 }

@@ -16,8 +16,8 @@ use axum::http::{HeaderMap, StatusCode, Uri};
 use protocol::id::Group;
 use protocol::lock::{ClientId, Command, PolicyFile, Refusal, Reply, Wait, holders_wait, waiters_wait};
 use protocol::wire::{
-    BODY_MAX, LOCK_BODY_MAX, LockAnswer, LockCommand, LockInfo, LockList, LockPolicies, LockPolicySet,
-    LockReasons, LockRelease, LockView, NodeRemove, SCHEMA,
+    BODY_MAX, LOCK_BODY_MAX, LockAnswer, LockCommand, LockImport, LockInfo, LockList, LockPolicies,
+    LockPolicySet, LockReasons, LockRelease, LockView, NodeRemove, SCHEMA,
 };
 
 /// The longest name of an etcd member that a node may give, in bytes.
@@ -38,7 +38,7 @@ impl From<PolicyFailure> for ApiError {
     fn from(error: PolicyFailure) -> Self {
         match error {
             PolicyFailure::Invalid(message) => Self::Invalid(message),
-            PolicyFailure::Changed => Self::Conflict(error.to_string()),
+            PolicyFailure::Changed | PolicyFailure::InUse { .. } => Self::Conflict(error.to_string()),
             PolicyFailure::Store(error) => Self::internal(error),
         }
     }
@@ -165,6 +165,24 @@ pub(super) async fn release(
         Some(Reply::Refused { because }) => return Err(ApiError::Conflict(because.to_string())),
         Some(_) => {}
     }
+    let found = locks::find(&mut *app.store().read().await?, &group, app.now()).await?;
+    Ok(Json(info(&found.ok_or_else(|| unknown(&group))?)))
+}
+
+/// `POST /api/v1/locks/<group>/import`.
+pub(super) async fn import(
+    State(app): State<App>,
+    actor: Actor,
+    segment: Segment,
+    body: Body,
+) -> Result<Json<LockInfo>, ApiError> {
+    actor.require(Role::Operator)?;
+    let group: Group = segment.parse()?;
+    let LockImport { system, max, holders, why, .. } = read_json(body, BODY_MAX).await?;
+    reason(&why)?;
+    reason(&system)?;
+    let lock = policies::Imported { system: &system, max, holders: &holders };
+    policies::import(&app, &group, lock, &actor.name, &why).await?;
     let found = locks::find(&mut *app.store().read().await?, &group, app.now()).await?;
     Ok(Json(info(&found.ok_or_else(|| unknown(&group))?)))
 }

@@ -44,6 +44,7 @@ pub fn router(app: App) -> Router {
         .route("/api/v1/locks", get(lock::list))
         .route("/api/v1/locks/{group}", get(lock::show))
         .route("/api/v1/locks/{group}/release", post(lock::release))
+        .route("/api/v1/locks/{group}/import", post(lock::import))
         .route("/api/v1/lock-policy", get(lock::policy).put(lock::set_policy))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))

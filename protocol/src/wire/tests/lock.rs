@@ -128,6 +128,16 @@ document!(
         why: "a larger fleet".to_owned(),
     }
 );
+document!(
+    lock_import,
+    LockImport {
+        schema: SCHEMA,
+        system: "airlock".to_owned(),
+        max: 2,
+        holders: vec!["c93c".parse().unwrap()],
+        why: "moved from airlock".to_owned(),
+    }
+);
 document!(node_remove, NodeRemove { schema: SCHEMA, why: "scaled in".to_owned() });
 document!(
     fleet_lock_body,
