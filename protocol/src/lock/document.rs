@@ -94,7 +94,7 @@ impl From<&crate::id::NodeId> for ClientId {
 /// One group's lock. Changed only by [`super::apply`], and written only by compare-and-swap on its revision.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Document {
-    /// [`SCHEMA`].
+    /// 1; [`Document::is_known`] tells.
     pub schema: u32,
     /// Whose lock this is.
     pub group: Group,
