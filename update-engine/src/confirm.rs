@@ -160,6 +160,21 @@ struct Places {
 
 impl Places {
     fn new(args: &ConfirmArgs) -> Self {
+        caught(|| Self::configured(args)).unwrap_or_else(|| Self::by_options(args))
+    }
+
+    /// Without a configuration.
+    fn by_options(args: &ConfirmArgs) -> Self {
+        Self {
+            disk: args.node.disk.clone(),
+            named: args.node.disk.is_some(),
+            layout: SlotLayout::default(),
+            state_dir: args.node.state_dir.clone().unwrap_or_else(|| STATE_DIR.into()),
+            limits: Limits::new(args.after, None, None),
+        }
+    }
+
+    fn configured(args: &ConfirmArgs) -> Self {
         let merged = args.node.merged();
         let settings = merged
             .as_ref()
@@ -213,6 +228,8 @@ enum LookError {
     Slots(#[from] SlotsError),
     #[error(transparent)]
     Boot(#[from] boot::BootError),
+    #[error("the guard itself failed in looking at the slots; please report it with the lines above")]
+    Panicked,
 }
 
 /// The running system, as far as the guard looks at it.
@@ -291,11 +308,17 @@ pub fn run(args: &ConfirmArgs, json: bool) -> Exit {
 
 /// A mistake of the guard's own proves nothing against the release: it ends the guard, and reboots nothing.
 fn blameless(guard: impl FnOnce() -> Exit) -> Exit {
-    // What is borrowed is not looked at again.
-    std::panic::catch_unwind(AssertUnwindSafe(guard)).unwrap_or_else(|_| {
+    caught(guard).unwrap_or_else(|| {
         tracing::error!("nothing is done, as the guard itself failed; please report it with the lines above");
         Exit::Done
     })
+}
+
+/// What a part of the guard's work gives, nothing where it panicked. A mistake in code that the engine shares would end
+/// both of them, so it costs the guard no more than that part.
+fn caught<T>(part: impl FnOnce() -> T) -> Option<T> {
+    // What is borrowed is places and paths, whole at every moment.
+    std::panic::catch_unwind(AssertUnwindSafe(part)).ok()
 }
 
 fn watch_over(args: &ConfirmArgs, json: bool) -> Exit {
@@ -308,7 +331,7 @@ fn watch_over(args: &ConfirmArgs, json: bool) -> Exit {
         let elapsed = before + started.elapsed();
         let engine_runs = StateFolder::view(&places.state_dir).has_engine();
         watch.look(elapsed, engine_runs);
-        let looked = here.look(&places, &mut found);
+        let looked = caught(|| here.look(&places, &mut found)).unwrap_or(Err(LookError::Panicked));
         let facts = Facts {
             slots: looked.as_ref().ok().map(|(_, running, other)| (*running, *other)),
             elapsed,
@@ -510,6 +533,23 @@ mod tests {
     fn a_mistake_of_its_own_reboots_nothing() {
         assert_eq!(blameless(|| panic!("a mistake")), Exit::Done);
         assert_eq!(blameless(|| Exit::Failed), Exit::Failed);
+    }
+
+    #[test]
+    fn a_mistake_in_one_part_ends_no_other() {
+        assert_eq!(caught(|| panic!("a mistake")), None::<u8>);
+        let (_dir, args) = written("");
+        assert_eq!(
+            Places::by_options(&args),
+            Places::new(&args),
+            "defaults are the same without a configuration"
+        );
+        // A panic in looking is no end: the guard waits, and looks again.
+        let system = system(1, "root=PARTUUID=@");
+        let find = |_: &SlotLayout| -> Result<PathBuf, DiscoveryError> { panic!("a mistake") };
+        let here = Here { root: system.path(), booted: None, find };
+        let looked = caught(|| here.look(&Places::new(&args), &mut None)).unwrap_or(Err(LookError::Panicked));
+        assert!(matches!(looked, Err(LookError::Panicked)), "{looked:?}");
     }
 
     /// A system whose root is in slot B of a disk made with `seed`.

@@ -5,9 +5,11 @@
 
 use futures::future::join;
 use rustix::process::{Pid, Signal, kill_process_group, setpriority_pgrp};
+use std::ffi::OsStr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::OnceLock;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::process::{Child, Command};
@@ -84,16 +86,29 @@ fn group_of(child: &Child) -> Group {
     Group(child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw))
 }
 
-/// A command that runs with the usual I/O class and priority, where there is an `ionice` to set them.
+/// Best effort, the middle of it; where that is not permitted, the program runs all the same.
+const USUAL_IO: [&str; 5] = ["-t", "-c", "2", "-n", "4"];
+
+/// A command that runs with the usual I/O class, where there is an `ionice` to set it.
 #[must_use]
 pub fn with_usual_io(program: &Path) -> Command {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let ionice = std::env::split_paths(&path).map(|dir| dir.join("ionice")).find(|file| is_program(file));
-    let Some(ionice) = ionice else { return Command::new(program) };
+    // Tried once: one that cannot run, or does not know these options, must not be taken for a check that failed.
+    static IONICE: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let path = || std::env::var_os("PATH").unwrap_or_default();
+    let Some(ionice) = IONICE.get_or_init(|| working_ionice(&path())) else { return Command::new(program) };
     let mut command = Command::new(ionice);
-    // Best effort, the middle of it; where that is not permitted, the program runs all the same.
-    command.args(["-t", "-c", "2", "-n", "4"]).arg(program);
+    command.args(USUAL_IO).arg(program);
     command
+}
+
+/// The first `ionice` of a search path, if it can start a program.
+fn working_ionice(path: &OsStr) -> Option<PathBuf> {
+    let mut files = std::env::split_paths(path).filter(|dir| dir.is_absolute()).map(|dir| dir.join("ionice"));
+    let ionice = files.find(|file| is_program(file))?;
+    let mut trial = std::process::Command::new(&ionice);
+    trial.args(USUAL_IO).args(["/bin/sh", "-c", ":"]);
+    trial.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    trial.status().is_ok_and(|status| status.success()).then_some(ionice)
 }
 
 fn is_program(path: &Path) -> bool {
@@ -234,6 +249,22 @@ mod tests {
         let outcome = run(with_usual_io(&check), Instant::now() + Duration::from_secs(30), 99).await;
         assert!(outcome.success(), "{}", outcome.tell("still nice"));
         assert_eq!(String::from_utf8_lossy(&outcome.stdout).trim(), "best-effort: prio 4");
+    }
+
+    #[test]
+    fn an_ionice_that_cannot_start_programs_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let ionice = dir.path().join("ionice");
+        let as_it_is = |script: &str, mode: u32| {
+            std::fs::write(&ionice, script).unwrap();
+            std::fs::set_permissions(&ionice, std::fs::Permissions::from_mode(mode)).unwrap();
+            working_ionice(dir.path().as_os_str())
+        };
+        assert_eq!(as_it_is("#!/bin/sh\nshift 5; exec \"$@\"\n", 0o755), Some(ionice.clone()));
+        assert_eq!(as_it_is("#!/bin/sh\nexit 1\n", 0o755), None, "it does not know the options");
+        assert_eq!(as_it_is("#!/no/such/interpreter\n", 0o755), None);
+        assert_eq!(as_it_is("#!/bin/sh\nexit 0\n", 0o644), None);
+        assert_eq!(working_ionice(OsStr::new("")), None, "no search in the working folder");
     }
 
     #[tokio::test]

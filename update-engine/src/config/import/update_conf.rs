@@ -62,6 +62,7 @@ pub(super) fn import(text: &str) -> Imported {
             let entry =
                 Entry { key: format!("{line:?}"), value: Value::Text(String::new()), line: index + 1 };
             imported.not_taken(&entry, "expected KEY=VALUE");
+            locksmith.missed = true;
             continue;
         };
         let value = Value::Text(unquoted(value).to_owned());
@@ -115,6 +116,8 @@ pub(super) struct Locksmith {
     length: Option<Entry>,
     /// The server is `disabled`: Flatcar's way to say that nothing is to be updated.
     disabled: Option<Entry>,
+    /// A line is not understood, which may have been its window, or its server.
+    missed: bool,
 }
 
 impl Locksmith {
@@ -197,6 +200,7 @@ impl Locksmith {
 
     fn window(&mut self, imported: &mut Imported) -> Window {
         let (start, length) = match (self.start.take(), self.length.take()) {
+            (None, None) if self.missed => return Window::Unclear(Vec::new()),
             (None, None) => return Window::None,
             (start, length @ None) | (start @ None, length) => {
                 let lacks = if length.is_none() { "length" } else { "start" };
@@ -255,7 +259,11 @@ fn reboot(imported: &mut Imported, strategy: &Entry, window: Window) {
         }
         Window::Unclear(_) => {
             imported.set("reboot.strategy", "off", strategy);
-            imported.changed(strategy, "off instead of reboot: its window is not understood, and without one it would reboot at any time");
+            imported.changed(
+                strategy,
+                "off instead of reboot: its window, or a line that may be one, is not understood, and without a window \
+                 it would reboot at any time",
+            );
         }
     }
 }
