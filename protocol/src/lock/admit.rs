@@ -180,8 +180,15 @@ fn count(limit: Limit, size: Option<u32>) -> Option<u32> {
     }
 }
 
+/// How many nodes there are, as counted and as the policy says. Where both are known the lesser one counts: nodes that
+/// somebody made up raise no percentage above what the operator said, nor do nodes that are gone.
+fn lesser(counted: Option<u32>, said: Option<u32>) -> Option<u32> {
+    counted.into_iter().chain(said).min()
+}
+
 fn full(document: &Document, context: &Context) -> impl Iterator<Item = Wait> {
-    let size = context.population.as_ref().map(|population| population.total).or(document.policy.size);
+    let counted = context.population.as_ref().map(|population| population.total);
+    let size = lesser(counted, document.policy.size);
     let reason = match count(document.policy.max, size) {
         None => Some(Wait::SizeUnknown { zone: None }),
         Some(max) if held(document) >= max => Some(Wait::Full { max, holders: nodes(&document.holders) }),
@@ -201,7 +208,7 @@ fn zone_full(
 fn in_zone(document: &Document, zones: &Zones, candidate: &Candidate<'_>, context: &Context) -> Option<Wait> {
     let Some(zone) = candidate.zone else { return Some(Wait::NoZone) };
     let counted = context.population.as_ref().map(|known| known.zones.get(zone).copied().unwrap_or(0));
-    let size = counted.or_else(|| zones.sizes.get(zone).copied());
+    let size = lesser(counted, zones.sizes.get(zone).copied());
     let Some(max) = count(zones.limits.get(zone).copied().unwrap_or(zones.max), size) else {
         return Some(Wait::SizeUnknown { zone: Some(zone.clone()) });
     };

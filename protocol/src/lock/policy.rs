@@ -14,7 +14,8 @@ use std::collections::BTreeMap;
 pub struct Policy {
     /// How many may hold a permit at once.
     pub max: Limit,
-    /// How many nodes the group has, for [`Limit::Percent`], where the backend cannot count them.
+    /// How many nodes the group has, for [`Limit::Percent`]; where the backend counts them too, the lesser number
+    /// counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<u32>,
     /// Limits per zone, if any.
@@ -64,7 +65,8 @@ pub struct Zones {
     /// For the zones that have one.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub limits: BTreeMap<Zone, Limit>,
-    /// How many nodes a zone has, for [`Limit::Percent`], where the backend cannot count them.
+    /// How many nodes a zone has, for [`Limit::Percent`]; where the backend counts them too, the lesser number
+    /// counts.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub sizes: BTreeMap<Zone, u32>,
 }

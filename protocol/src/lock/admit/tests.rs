@@ -106,14 +106,21 @@ fn percentages_round_down_but_to_at_least_one() {
 }
 
 #[test]
-fn a_counted_population_counts_more_than_the_policys_size_and_without_both_nobody_is_admitted() {
+fn of_a_counted_population_and_the_policys_size_the_lesser_counts_and_without_both_nobody_is_admitted() {
     let mut document = document(Policy { max: Limit::Percent(10), ..Policy::default() }, vec![holder("a")]);
     assert_eq!(reasons(&document), [Wait::SizeUnknown { zone: None }]);
     document.policy.size = Some(20);
     assert_eq!(reasons(&document), []);
-    let population = Some(Population { total: 10, zones: BTreeMap::new() });
     let full = Wait::Full { max: 1, holders: vec![id("a")] };
-    assert_eq!(asked(&document, &holder("me"), &Context { population, ..context() }), [full]);
+    let of = |total| Some(Population { total, zones: BTreeMap::new() });
+    let counted = |document: &Document, total| {
+        asked(document, &holder("me"), &Context { population: of(total), ..context() })
+    };
+    assert_eq!(counted(&document, 10), [full.clone()]);
+    document.policy.size = Some(10);
+    assert_eq!(counted(&document, 20), [full], "nodes that were made up raise nothing");
+    document.policy.size = None;
+    assert_eq!(counted(&document, 20), []);
 }
 
 #[test]

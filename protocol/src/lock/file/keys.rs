@@ -25,7 +25,7 @@ pub const KEYS: &[Key] = &[
     key(
         "group.NAME.size",
         None,
-        "how many nodes the group has, for a percentage, where the backend cannot count them",
+        "how many nodes the group has, for a percentage; where the backend counts them too, the lesser number counts",
     ),
     key(
         "group.NAME.zones.max",
@@ -40,7 +40,7 @@ pub const KEYS: &[Key] = &[
     key(
         "group.NAME.zones.sizes",
         Some("{}"),
-        "how many nodes a zone has, for a percentage, where the backend cannot count them, as in { rack-7 = 40 }",
+        "how many nodes a zone has, for a percentage; where the backend counts them too, the lesser number counts, as in { rack-7 = 40 }",
     ),
     key("group.NAME.windows", Some("[]"), "when permits are granted and reboots begin; none is always"),
     key(
