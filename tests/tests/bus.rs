@@ -98,6 +98,8 @@ fn the_object_has_the_properties_and_methods_of_the_contract() {
     for method in ["Check", "Update", "Reboot", "Rollback", "MarkGood", "Cancel", "QuarantineClear"] {
         assert!(description.contains(&format!("<method name=\"{method}\">")), "no {method} in {description}");
     }
+    // An answer comes when what it follows from is written: the folder has its copy.
+    updatectl(&node, &bus, &["cancel"]).expect_code(3).unwrap();
     // What updatectl shows is what the engine says: the folder's copy is gone.
     std::fs::remove_file(node.state().join("status.json")).unwrap();
     let said = updatectl(&node, &bus, &["status", "--json"]).ok().unwrap();

@@ -116,7 +116,7 @@ fn of_a_counted_population_and_the_policys_size_the_lesser_counts_and_without_bo
     let counted = |document: &Document, total| {
         asked(document, &holder("me"), &Context { population: of(total), ..context() })
     };
-    assert_eq!(counted(&document, 10), [full.clone()]);
+    assert_eq!(counted(&document, 10), std::slice::from_ref(&full));
     document.policy.size = Some(10);
     assert_eq!(counted(&document, 20), [full], "nodes that were made up raise nothing");
     document.policy.size = None;
