@@ -3,7 +3,7 @@
 //! On a node the kernel command line, os-release and the kernel say so. With `--disk` the command line of the engine
 //! does, and what it leaves out comes from the state folder.
 
-use crate::system::disk::Root;
+use crate::system::disk::{Place, Root};
 use machine::{Flip, Record};
 use protocol::id::BootId;
 use protocol::slot::{Attributes, Slot};
@@ -203,11 +203,7 @@ fn tried(record: &Record, attributes: impl Fn(Slot) -> Attributes) -> bool {
 ///
 /// # Errors
 /// [`BootError`]
-pub fn running(
-    root: &Path,
-    given: &Given,
-    of_root: impl Fn(&Root) -> Option<Slot>,
-) -> Result<Booted, BootError> {
+pub fn running(root: &Path, given: &Given, of_root: impl Fn(&Root) -> Place) -> Result<Booted, BootError> {
     let slot = match given.slot {
         Some(slot) => slot,
         None => self::slot(root, of_root)?,
@@ -233,14 +229,14 @@ fn read(path: &Path) -> Result<String, BootError> {
 /// The slot that runs: `flipside.slot=A` of the kernel command line, else the slot of `root=PARTUUID=…` or of
 /// `root=/dev/…`. The last one counts, as for the kernel. `root` is `/`.
 ///
-/// Where both `flipside.slot=` and `root=PARTUUID=` are there, `of_root` must agree: a configuration that names another
-/// disk with slots would have that one's attributes read and changed in place of the running one's. So it must where
-/// `root=/dev/…` is in a slot: a loader's entry with the root of one slot and the name of the other would have a slot
+/// Where the command line has both, `of_root` must agree, unless the root is a mapped device, which may be on top of any
+/// partition: a configuration that names another disk with slots would have that one's attributes read and changed in
+/// place of the running one's, and a loader's entry with the root of one slot and the name of the other would have a slot
 /// confirmed that never ran.
 ///
 /// # Errors
 /// [`BootError::Read`], [`BootError::Slot`] and [`BootError::OtherDisk`].
-pub fn slot(root: &Path, of_root: impl Fn(&Root) -> Option<Slot>) -> Result<Slot, BootError> {
+pub fn slot(root: &Path, of_root: impl Fn(&Root) -> Place) -> Result<Slot, BootError> {
     let command_line = read(&root.join("proc/cmdline"))?;
     let mut words = command_line.split_whitespace().rev();
     let partition = Root::of(&command_line, &root.join("dev"));
@@ -249,13 +245,12 @@ pub fn slot(root: &Path, of_root: impl Fn(&Root) -> Option<Slot>) -> Result<Slot
             BootError::Slot(format!("the kernel command line says flipside.slot={name}: expected A or B"))
         })?;
         if let Some(root) = partition {
-            let found = of_root(&root);
-            // An id that is in neither slot is on another disk. A device may be a mapped one, on top of the partition.
-            let agrees = match root {
-                Root::PartUuid(_) => found == Some(said),
-                Root::Device(_) => found.is_none_or(|found| found == said),
+            let found = match of_root(&root) {
+                Place::NoPartition => Some(said),
+                Place::Slot(found) => Some(found),
+                Place::NoSlot => None,
             };
-            if !agrees {
+            if found != Some(said) {
                 return Err(BootError::OtherDisk { root, said, found });
             }
         }
@@ -266,9 +261,12 @@ pub fn slot(root: &Path, of_root: impl Fn(&Root) -> Option<Slot>) -> Result<Slot
             "the kernel command line has neither flipside.slot= nor root=PARTUUID= nor root=/dev/".to_owned(),
         ));
     };
-    of_root(&partition).ok_or_else(|| {
-        BootError::Slot(format!("{partition} on the kernel command line is in neither slot of the disk"))
-    })
+    match of_root(&partition) {
+        Place::Slot(slot) => Ok(slot),
+        Place::NoSlot | Place::NoPartition => Err(BootError::Slot(format!(
+            "{partition} on the kernel command line is in neither slot of the disk"
+        ))),
+    }
 }
 
 /// `IMAGE_VERSION` of os-release, else `VERSION_ID`.
@@ -473,8 +471,10 @@ mod tests {
     #[test]
     fn a_running_system_tells_itself() {
         let by_partition = |root: &Root| match root {
-            Root::PartUuid(id) => (id == "1111-22").then_some(Slot::B),
-            Root::Device(name) => (name == "vda3").then_some(Slot::A),
+            Root::PartUuid(id) if id == "1111-22" => Place::Slot(Slot::B),
+            Root::Device(name) if name == "vda3" => Place::Slot(Slot::A),
+            Root::Device(name) if name == "root" => Place::NoPartition,
+            _ => Place::NoSlot,
         };
         let told = |cmdline: &str, os_release: &str| {
             let root = system(cmdline, os_release);
@@ -502,6 +502,7 @@ mod tests {
                 "root=PARTUUID=3333-44 on the kernel command line is in neither slot of the disk, but flipside.slot=B",
             ),
             ("flipside.slot=A root=PARTUUID=1111-22", both, "is in slot B of the disk, but flipside.slot=A"),
+            ("root=/dev/sdb1 flipside.slot=B", both, "is in neither slot of the disk, but flipside.slot=B"),
             (
                 "root=/dev/vda3 flipside.slot=B",
                 both,

@@ -14,7 +14,7 @@ use crate::config::settings::{self, Settings};
 use crate::error::chain;
 use crate::slots::{Slots, SlotsError};
 use crate::state::StateFolder;
-use crate::system::disk::{self as discovery, DiscoveryError, Root};
+use crate::system::disk::{self as discovery, DiscoveryError, Place, Root};
 use clap::Args;
 use disk::SlotLayout;
 use protocol::slot::{Attributes, Slot};
@@ -228,6 +228,8 @@ enum LookError {
     Slots(#[from] SlotsError),
     #[error(transparent)]
     Boot(#[from] boot::BootError),
+    #[error("the root of the running system is in no slot of any disk")]
+    NoRoot,
     #[error("the guard itself failed in looking at the slots; please report it with the lines above")]
     Panicked,
 }
@@ -242,52 +244,69 @@ struct Here<'a, F> {
     find: F,
 }
 
+/// A disk, and the names of its partitions.
+type Whereabouts = (PathBuf, SlotLayout);
+
 /// A slot, and what the table says of it and of the other one.
 type Seen = (Slot, Attributes, Attributes);
 
 impl<F: Fn(&SlotLayout) -> Result<PathBuf, DiscoveryError>> Here<'_, F> {
-    /// The slot that runs. `found` keeps the disk that was looked for.
+    /// The slot that runs. `found` keeps what was looked for.
     ///
-    /// A release that names a wrong disk is the very case that nobody else would end: its engine cannot start. So where
-    /// the configured disk is not the running one, the disk is looked for, and counts only if the root is on it.
-    fn look(&self, places: &Places, found: &mut Option<PathBuf>) -> Result<Seen, LookError> {
-        let Some(device) = &places.disk else {
-            let device = match &*found {
-                Some(device) => device.clone(),
-                None => found.insert((self.find)(&places.layout)?).clone(),
-            };
-            return self.of(&device, places).map(|(seen, _)| seen);
-        };
+    /// A release that names a wrong disk, or partitions that are not there, is the very case that nobody else would end:
+    /// its engine cannot start. So where the configured disk is not the running one, the running one is looked for, by
+    /// the configured names of partitions and by the usual ones, and counts only if the root is on it.
+    fn look(&self, places: &Places, found: &mut Option<Whereabouts>) -> Result<Seen, LookError> {
         let known = found.take();
-        let error = match (&known, self.of(device, places)) {
-            (_, Ok((seen, _))) => return Ok(seen),
-            (_, Err(error)) if places.named => return Err(error),
-            (_, Err(error)) => error,
-        };
-        let other = known.clone().or_else(|| (self.find)(&places.layout).ok());
-        let Some((other, (seen, true))) =
-            other.and_then(|path| Some((path.clone(), self.of(&path, places).ok()?)))
-        else {
-            return Err(error);
-        };
-        if known.is_none() {
-            let (other, problem) = (other.display(), chain(&error));
-            tracing::warn!(
-                "the configured disk.device cannot be used, {other} is looked at instead: {problem}"
-            );
+        let mut error = None;
+        if let Some(device) = &places.disk {
+            match self.of(device, &places.layout) {
+                Ok((seen, _)) => return Ok(seen),
+                Err(problem) if places.named => return Err(problem),
+                Err(problem) => error = Some(problem),
+            }
         }
-        *found = Some(other);
-        Ok(seen)
+        let usual = SlotLayout::default();
+        let other_names = (places.layout != usual).then_some(&usual);
+        let search = |layout: &SlotLayout| (self.find)(layout).map(|device| (device, layout.clone()));
+        let configured = places.disk.iter().zip(other_names).map(|(d, names)| Ok((d.clone(), names.clone())));
+        let candidates = known.clone().map(Ok).into_iter();
+        let candidates = candidates.chain(std::iter::once_with(|| search(&places.layout)));
+        let candidates = candidates.chain(configured).chain(other_names.into_iter().map(search));
+        for candidate in candidates {
+            let looked = candidate.map_err(LookError::from).and_then(|candidate| {
+                let (seen, is_here) = self.of(&candidate.0, &candidate.1)?;
+                // With nothing configured but the names, the search by them is what is asked for.
+                let is_asked_for = places.disk.is_none() && candidate.1 == places.layout;
+                Ok((is_here || is_asked_for).then_some((candidate, seen)))
+            });
+            match looked {
+                Ok(Some((candidate, seen))) => {
+                    if let (None, Some(problem)) = (&known, &error) {
+                        let (other, problem) = (candidate.0.display(), chain(problem));
+                        tracing::warn!(
+                            "the [disk] of the configuration cannot be used, the slots of {other} are looked at \
+                             instead: {problem}"
+                        );
+                    }
+                    *found = Some(candidate);
+                    return Ok(seen);
+                }
+                Ok(None) => {}
+                Err(problem) => error = error.or(Some(problem)),
+            }
+        }
+        Err(error.unwrap_or(LookError::NoRoot))
     }
 
     /// What a disk says, and whether the root of the running system is in one of its slots.
-    fn of(&self, device: &Path, places: &Places) -> Result<(Seen, bool), LookError> {
-        let disk = Slots::new(Arc::new(device.to_owned()), places.layout.clone()).look()?;
-        let of_root = |name: &Root| name.slot(&disk, &self.root.join("sys"));
+    fn of(&self, device: &Path, layout: &SlotLayout) -> Result<(Seen, bool), LookError> {
+        let disk = Slots::new(Arc::new(device.to_owned()), layout.clone()).look()?;
+        let of_root = |name: &Root| name.place(&disk, &self.root.join("sys"));
         let slot = self.booted.map_or_else(|| boot::slot(self.root, of_root), Ok)?;
         let command_line = std::fs::read_to_string(self.root.join("proc/cmdline")).unwrap_or_default();
-        let is_here =
-            Root::of(&command_line, &self.root.join("dev")).and_then(|root| of_root(&root)).is_some();
+        let is_here = Root::of(&command_line, &self.root.join("dev"))
+            .is_some_and(|root| matches!(of_root(&root), Place::Slot(_)));
         Ok(((slot, disk.attributes(slot), disk.attributes(slot.other())), is_here))
     }
 }
@@ -580,7 +599,7 @@ mod tests {
             let looked = here.look(&places, &mut kept).map(|(slot, ..)| slot).map_err(|error| chain(&error));
             let again = here.look(&places, &mut kept).map(|(slot, ..)| slot).map_err(|error| chain(&error));
             assert_eq!(looked, again);
-            (looked.ok(), kept)
+            (looked.ok(), kept.map(|(disk, _)| disk))
         };
         let (by_id, unknown) = ("root=PARTUUID=@", "root=LABEL=ROOT");
         assert_eq!(
@@ -602,6 +621,37 @@ mod tests {
         // No foreign disk condemns: the root must be on it.
         assert_eq!(found_by(Some(&missing), false, &foreign, by_id), (None, None));
         assert_eq!(found_by(Some(&missing), false, &own, unknown), (None, None));
+    }
+
+    #[test]
+    fn a_release_that_names_wrong_partitions_is_left_all_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let [own, foreign] = ["own", "foreign"].map(|name| dir.path().join(name));
+        discovery::tests::image(&own, 1, &SlotLayout::default());
+        discovery::tests::image(&foreign, 2, &SlotLayout::default());
+        let (_config, args) =
+            written("[disk]\npartitions = [{ role = \"root\", a = \"SYSTEM-A\", b = \"SYSTEM-B\" }]\n");
+        let wrong = Places::new(&args);
+        assert_ne!(wrong.layout, SlotLayout::default());
+        let system = system(1, "root=PARTUUID=@");
+        // By the names of the configuration no disk is found.
+        let look = |disk: Option<&PathBuf>, named: bool, there: &PathBuf| {
+            let find = |layout: &SlotLayout| match *layout == SlotLayout::default() {
+                true => Ok(there.clone()),
+                false => Err(DiscoveryError::None { wanted: "x".to_owned(), looked_at: "y".to_owned() }),
+            };
+            let here = Here { root: system.path(), booted: None, find };
+            let places = Places { disk: disk.cloned(), named, ..wrong.clone() };
+            let mut kept = None;
+            let slot = here.look(&places, &mut kept).map(|(slot, ..)| slot);
+            (slot.ok(), kept.map(|(disk, _)| disk))
+        };
+        assert_eq!(look(None, false, &own), (Some(Slot::B), Some(own.clone())));
+        assert_eq!(look(Some(&own), false, &foreign), (Some(Slot::B), Some(own.clone())));
+        assert_eq!(look(Some(&foreign), false, &own), (Some(Slot::B), Some(own.clone())));
+        assert_eq!(look(Some(&foreign), true, &own), (None, None), "a person named it");
+        assert_eq!(look(None, false, &foreign), (None, None), "the root is not on it");
+        assert_eq!(look(Some(&foreign), false, &foreign), (None, None), "the root is not on it");
     }
 
     #[test]

@@ -174,7 +174,7 @@ fn facts(slots: &Slots, record: &Record, options: &Options, random: u64) -> Resu
     let attributes = slots.attributes().map_err(unread)?;
     let own_disk = options.disk.is_none();
     let Booted { slot, version, boot_id } = if own_disk {
-        boot::running(Path::new("/"), &options.booted, |root: &Root| root.slot(&disk, Path::new("/sys")))?
+        boot::running(Path::new("/"), &options.booted, |root: &Root| root.place(&disk, Path::new("/sys")))?
     } else {
         boot::simulated(&options.booted, record, |slot| *attributes.get(slot), random)?
     };

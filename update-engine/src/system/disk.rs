@@ -5,7 +5,7 @@
 
 use crate::error::chain;
 use crate::slots::{Slots, SlotsError};
-use disk::{Disk, SlotLayout};
+use disk::{Disk, PartitionView, SlotLayout};
 use protocol::id::PartitionRole;
 use protocol::slot::Slot;
 use std::ffi::OsStr;
@@ -49,23 +49,38 @@ impl Root {
         Some(Self::Device(name.into_owned()))
     }
 
-    /// The slot whose root partition this is, on this disk: `None` where it is on another disk, or in no slot of it.
-    /// `sys` is `/sys`.
+    /// Where this is, as seen from a disk. `sys` is `/sys`.
     #[must_use]
-    pub fn slot(&self, disk: &Disk, sys: &Path) -> Option<Slot> {
-        Slot::ALL.into_iter().find(|slot| {
-            disk.partition(*slot, &PartitionRole::root()).is_some_and(|view| match self {
-                Self::PartUuid(id) => view.unique_guid.to_string().eq_ignore_ascii_case(id),
-                Self::Device(name) => {
-                    let file = disk.path().and_then(Path::file_name).map(OsStr::to_string_lossy);
-                    let on_disk = parent(sys, name);
-                    on_disk.is_some_and(|(parent, number)| {
-                        number == view.entry && file.is_some_and(|file| file == parent)
-                    })
-                }
-            })
-        })
+    pub fn place(&self, disk: &Disk, sys: &Path) -> Place {
+        let slot_where = |is_it: &dyn Fn(&PartitionView) -> bool| {
+            let slot = Slot::ALL
+                .into_iter()
+                .find(|slot| disk.partition(*slot, &PartitionRole::root()).is_some_and(is_it));
+            slot.map_or(Place::NoSlot, Place::Slot)
+        };
+        match self {
+            Self::PartUuid(id) => slot_where(&|view| view.unique_guid.to_string().eq_ignore_ascii_case(id)),
+            Self::Device(name) => {
+                let Some((parent, number)) = parent(sys, name) else { return Place::NoPartition };
+                // The disk may be named by a link of udev's.
+                let real =
+                    disk.path().map(|path| std::fs::canonicalize(path).unwrap_or_else(|_| path.into()));
+                let is_here = real.is_some_and(|real| real.file_name().is_some_and(|file| *file == *parent));
+                slot_where(&|view| is_here && number == view.entry)
+            }
+        }
     }
+}
+
+/// Where the root of the running system is, as seen from a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The root partition of a slot of this disk.
+    Slot(Slot),
+    /// A partition of another disk, or one of this disk that is in no slot.
+    NoSlot,
+    /// No partition that could be told: a mapped device, which may be on top of one.
+    NoPartition,
 }
 
 /// The disk of a partition by the kernel's names, and the partition's number.
@@ -332,14 +347,25 @@ pub(crate) mod tests {
         let path = dir.path().join("vda");
         image(&path, 1, &layout);
         let sys = sysfs(&["vda", "vdb"]);
-        let disk = Slots::new(Arc::new(path), layout).look().unwrap();
+        let disk = Slots::new(Arc::new(path.clone()), layout).look().unwrap();
         // BOOT-A, BOOT-B, ROOT-A, ROOT-B.
-        let slot = |root: Root| root.slot(&disk, sys.path());
+        let slot = |root: Root| match root.place(&disk, sys.path()) {
+            Place::Slot(slot) => Some(slot),
+            Place::NoSlot => None,
+            Place::NoPartition => panic!("{root} is a partition"),
+        };
         assert_eq!(slot(Root::PartUuid("01040000-0000-4000-8000-000000000000".to_owned())), Some(Slot::B));
         assert_eq!(slot(Root::PartUuid("01010000-0000-4000-8000-000000000000".to_owned())), None);
         assert_eq!(slot(Root::Device("vda3".to_owned())), Some(Slot::A));
         assert_eq!(slot(Root::Device("vda2".to_owned())), None);
         assert_eq!(slot(Root::Device("vdb3".to_owned())), None);
+        assert_eq!(Root::Device("dm-0".to_owned()).place(&disk, sys.path()), Place::NoPartition);
+        // The disk by a link of udev's.
+        let link = dir.path().join("by-id");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        let linked = Slots::new(Arc::new(link), SlotLayout::default()).look().unwrap();
+        let third = Root::Device("vda3".to_owned());
+        assert_eq!(third.place(&linked, sys.path()), Place::Slot(Slot::A));
         // The same slot of another disk is not the running one, whatever the loader called it.
         let other = dir.path().join("vdb");
         image(&other, 2, &SlotLayout::default());
@@ -348,12 +374,18 @@ pub(crate) mod tests {
             let root = tempfile::tempdir().unwrap();
             std::fs::create_dir(root.path().join("proc")).unwrap();
             std::fs::write(root.path().join("proc/cmdline"), command_line).unwrap();
-            crate::boot::slot(root.path(), |name| name.slot(disk, sys.path()))
+            crate::boot::slot(root.path(), |name| name.place(disk, sys.path()))
                 .map_err(|error| error.to_string())
         };
         let command_line = "root=PARTUUID=01040000-0000-4000-8000-000000000000 flipside.slot=B";
         assert_eq!(running(command_line, &disk), Ok(Slot::B));
-        let error = running(command_line, &other).unwrap_err();
-        assert!(error.contains("in neither slot of the disk") && error.contains("disk.device"), "{error}");
+        assert_eq!(running("root=/dev/mapper/root flipside.slot=B", &other), Ok(Slot::B));
+        for elsewhere in [command_line, "root=/dev/vda4 flipside.slot=B", "root=/dev/vdb1 flipside.slot=A"] {
+            let error = running(elsewhere, &other).unwrap_err();
+            assert!(
+                error.contains("in neither slot of the disk") && error.contains("disk.device"),
+                "{error}"
+            );
+        }
     }
 }
