@@ -473,7 +473,7 @@ mod tests {
         let by_partition = |root: &Root| match root {
             Root::PartUuid(id) if id == "1111-22" => Place::Slot(Slot::B),
             Root::Device(name) if name == "vda3" => Place::Slot(Slot::A),
-            Root::Device(name) if name == "root" => Place::NoPartition,
+            Root::Device(name) if name == "mapper/root" => Place::NoPartition,
             _ => Place::NoSlot,
         };
         let told = |cmdline: &str, os_release: &str| {

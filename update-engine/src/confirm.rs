@@ -630,7 +630,7 @@ mod tests {
         discovery::tests::image(&own, 1, &SlotLayout::default());
         discovery::tests::image(&foreign, 2, &SlotLayout::default());
         let (_config, args) =
-            written("[disk]\npartitions = [{ role = \"root\", a = \"SYSTEM-A\", b = \"SYSTEM-B\" }]\n");
+            written("[disk]\nroles = [{ role = \"root\", a = \"SYSTEM-A\", b = \"SYSTEM-B\" }]\n");
         let wrong = Places::new(&args);
         assert_ne!(wrong.layout, SlotLayout::default());
         let system = system(1, "root=PARTUUID=@");

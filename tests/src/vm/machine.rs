@@ -109,7 +109,9 @@ impl Machine {
         let sector = hardware.sector_size;
         let mut command = Command::new("qemu-system-x86_64");
         command.args(["-name", "flipside", "-nodefaults", "-no-user-config", "-display", "none"]);
-        command.args(["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"]);
+        // One processor: with two, the firmware at times waits for the other one for ever after a reset, on busy hosts
+        // (edk2's WaitApWakeup has no end: tianocore/edk2#13164).
+        command.args(["-machine", "q35", "-accel", "tcg", "-cpu", "max", "-smp", "1"]);
         command.arg("-m").arg(format!("{}M", hardware.memory_mib));
         command.args(["-boot", "menu=off", "-rtc", "base=utc"]);
         command.arg("-drive").arg(format!("if=pflash,format=raw,unit=0,readonly=on,file={FIRMWARE}"));

@@ -380,7 +380,7 @@ pub(crate) mod tests {
         let command_line = "root=PARTUUID=01040000-0000-4000-8000-000000000000 flipside.slot=B";
         assert_eq!(running(command_line, &disk), Ok(Slot::B));
         assert_eq!(running("root=/dev/mapper/root flipside.slot=B", &other), Ok(Slot::B));
-        for elsewhere in [command_line, "root=/dev/vda4 flipside.slot=B", "root=/dev/vdb1 flipside.slot=A"] {
+        for elsewhere in [command_line, "root=/dev/vda3 flipside.slot=A", "root=/dev/vdb1 flipside.slot=A"] {
             let error = running(elsewhere, &other).unwrap_err();
             assert!(
                 error.contains("in neither slot of the disk") && error.contains("disk.device"),
