@@ -28,6 +28,7 @@ pub struct Node<'w> {
     pub boot_id: Option<String>,
     /// Further arguments of every engine run.
     pub arguments: Vec<String>,
+    strategy: String,
 }
 
 /// How a node is made.
@@ -43,7 +44,9 @@ pub struct Setup<'a> {
     pub disk_arguments: &'a [&'a str],
     /// The channel it follows.
     pub channel: &'a str,
-    /// Further lines of its configuration file.
+    /// When it reboots: `reboot.strategy`.
+    pub strategy: &'a str,
+    /// Further lines of its configuration file; the first of them are in `[reboot]`.
     pub config: &'a str,
 }
 
@@ -68,6 +71,7 @@ impl<'w> Node<'w> {
             version: Some(setup.version.to_owned()),
             boot_id: None,
             arguments: Vec::new(),
+            strategy: setup.strategy.to_owned(),
         };
         node.configure(server, setup.channel, setup.config)?;
         Ok(node)
@@ -81,8 +85,9 @@ impl<'w> Node<'w> {
         let root = self.world.keys().join("root.json");
         let text = format!(
             "[server]\nurl = \"{server}\"\n\n[identity]\nchannel = \"{channel}\"\ngroup = \"lab\"\n\n\
-             [trust]\nroot = \"{}\"\n\n[reboot]\nstrategy = \"off\"\n{more}",
-            root.display()
+             [trust]\nroot = \"{}\"\n\n[reboot]\nstrategy = \"{}\"\n{more}",
+            root.display(),
+            self.strategy
         );
         std::fs::write(self.config(), text).context("cannot write the configuration")
     }

@@ -91,6 +91,7 @@ impl Small {
             slot_size: if self.size == IMAGE { SLOT } else { LARGE_SLOT },
             disk_arguments: DISK,
             channel: "alpha",
+            strategy: "off",
             config: "",
         }
     }

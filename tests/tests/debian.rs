@@ -59,6 +59,7 @@ impl Debian {
             slot_size: "400M",
             disk_arguments: &disk_arguments,
             channel: "stable",
+            strategy: "off",
             config: "",
         };
         Node::new(&self.world, name, self.world.address(), &setup).unwrap()

@@ -155,6 +155,7 @@ impl Scene {
             slot_size: "1M",
             disk_arguments: &disk_arguments,
             channel: "alpha",
+            strategy: "off",
             config: "",
         };
         let node = Node::new(&world, "node", world.address(), &setup).unwrap();

@@ -7,7 +7,7 @@ use crate::driver::{Driver, Parts, Shown, Signal};
 use crate::health::Checks;
 use crate::install::{Installer, Meter};
 use crate::network::{Client, NetworkError};
-use crate::operations::{Hooks, Operations, Rebooting};
+use crate::operations::{Hooks, Locking, Operations, Rebooting};
 use crate::pause::Pause;
 use crate::slots::{Media, Slots, SlotsError};
 use crate::state::{StateError, StateFolder};
@@ -194,7 +194,7 @@ fn operations(
     Operations {
         checker: Checker {
             client: client.clone(),
-            node,
+            node: node.clone(),
             identity: settings.identity.clone(),
             trust_dir: folder.trust_dir(),
             anchor: settings.root.clone(),
@@ -220,6 +220,7 @@ fn operations(
             timeout: settings.hooks.timeout,
             reboot_timeout: settings.hooks.reboot_timeout,
         },
+        lock: Locking::new(settings.lock.clone(), client.clone(), node),
         rebooting: Rebooting {
             command: settings.reboot.command.clone(),
             bus: Bus::system(),

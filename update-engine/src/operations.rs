@@ -1,5 +1,6 @@
 //! Steps 5 to 12: the operations that the state machine asks for, each done and answered by its one event.
 
+mod lock;
 mod system;
 
 use crate::check::Checker;
@@ -8,7 +9,7 @@ use crate::install::Installer;
 use crate::pause::{Pause, Point};
 use crate::preflight;
 use crate::slots::{Slots, SlotsError};
-use machine::{Event, Facts, Failure, FailureKind, Operation, Permit, Record, Release};
+use machine::{Ask, Event, Facts, Failure, FailureKind, Operation, Record, Release};
 use protocol::slot::Slot;
 use protocol::status::StateName;
 use protocol::version::Version;
@@ -17,6 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use trust::Authorized;
 
+pub use lock::Locking;
 pub use system::{Hooks, Rebooting};
 
 /// What an operation needs to know of the machine's state when it starts.
@@ -51,6 +53,8 @@ pub struct Operations {
     pub health: Checks,
     /// What the node's owner has run.
     pub hooks: Hooks,
+    /// The reboot lock.
+    pub lock: Locking,
     /// Reboots.
     pub rebooting: Rebooting,
     /// The state folder.
@@ -84,6 +88,12 @@ const fn points(operation: &Operation) -> (Option<Point>, Option<Point>) {
         Operation::MarkGood { .. } => (Some(Point::MarkingGood), Some(Point::MarkedGood)),
         Operation::Condemn { .. } => (Some(Point::Quarantining), Some(Point::Quarantined)),
         Operation::RunHealth { .. } => (Some(Point::Confirming), None),
+        Operation::AskLock(question) => match question.ask {
+            Ask::Request => (Some(Point::Requesting), Some(Point::Requested)),
+            Ask::Verify => (Some(Point::Rechecking), Some(Point::Rechecked)),
+            Ask::Abandon | Ask::Confirm | Ask::Fail { .. } => (Some(Point::Releasing), Some(Point::Released)),
+            Ask::Booted => (None, None),
+        },
         Operation::Reboot => (Some(Point::Rebooting), None),
         _ => (None, None),
     }
@@ -137,11 +147,7 @@ impl Operations {
             Operation::RunHealth { deadline_s } => {
                 Event::HealthJudged(self.judge(&context, deadline_s).await)
             }
-            // The lock comes with its own issue; strategy `lock` then waits, and never reboots without a permit.
-            Operation::AcquirePermit { .. } | Operation::RecheckPermit => {
-                Event::Permit(Permit::Unsupported("no reboot lock is configured for this node".to_owned()))
-            }
-            Operation::ReleasePermit => Event::Permit(Permit::Released),
+            Operation::AskLock(question) => Event::LockAnswered(self.ask_lock(*question).await),
             Operation::PrepareReboot { version, hooks, force } => {
                 Event::RebootPrepared(self.prepare_reboot(&context, &version, hooks, force).await)
             }

@@ -30,6 +30,18 @@ pub enum Point {
     Activating,
     /// Flipped; before that is saved.
     Activated,
+    /// The attempt is saved; before the lock is asked for a permit.
+    Requesting,
+    /// The lock answered a request; before that is saved.
+    Requested,
+    /// Before the lock is asked whether the grant is current.
+    Rechecking,
+    /// The lock answered that.
+    Rechecked,
+    /// That the attempt ended is saved; before the lock is told.
+    Releasing,
+    /// The lock was told; before that is saved.
+    Released,
     /// Waiting for a window, a permit or an inhibitor.
     Waiting,
     /// Before the reboot command.
@@ -50,7 +62,7 @@ pub enum Point {
     Undone,
 }
 
-const NAMES: [(&str, Point); 19] = [
+const NAMES: [(&str, Point); 25] = [
     ("checking", Point::Checking),
     ("available", Point::Available),
     ("invalidating", Point::Invalidating),
@@ -61,6 +73,12 @@ const NAMES: [(&str, Point); 19] = [
     ("staged", Point::Staged),
     ("activating", Point::Activating),
     ("activated", Point::Activated),
+    ("requesting", Point::Requesting),
+    ("requested", Point::Requested),
+    ("rechecking", Point::Rechecking),
+    ("rechecked", Point::Rechecked),
+    ("releasing", Point::Releasing),
+    ("released", Point::Released),
     ("waiting", Point::Waiting),
     ("rebooting", Point::Rebooting),
     ("confirming", Point::Confirming),

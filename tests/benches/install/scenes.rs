@@ -86,6 +86,7 @@ impl Stage {
             slot_size: &format!("{slot}M"),
             disk_arguments: &[],
             channel: &channel(target),
+            strategy: "off",
             config: "",
         };
         let folder = self.world.folder().join(name);

@@ -1,6 +1,8 @@
 //! Steps 5 to 12: what the driver is to do.
 
 use crate::record::{Record, Release};
+use protocol::id::BootId;
+use protocol::lock::AttemptId;
 use protocol::slot::Slot;
 use protocol::status::Exit;
 use protocol::version::Version;
@@ -128,15 +130,8 @@ pub enum Operation {
         /// Seconds until it counts as failed.
         deadline_s: u32,
     },
-    /// Ask for the reboot permit. → [`crate::Event::Permit`]
-    AcquirePermit {
-        /// The version to reboot into.
-        version: Version,
-    },
-    /// See whether the permit is still held, immediately before the flip. → [`crate::Event::Permit`]
-    RecheckPermit,
-    /// Give the permit back. → [`crate::Event::Permit`]
-    ReleasePermit,
+    /// Ask the reboot lock. → [`crate::Event::LockAnswered`]
+    AskLock(Box<Question>),
     /// Make ready for a reboot: run the pre-reboot hooks if `hooks`, then look for what holds a reboot (inhibitors,
     /// active sessions) and warn the users. → [`crate::Event::RebootPrepared`]
     PrepareReboot {
@@ -154,5 +149,42 @@ pub enum Operation {
     PostConfirm {
         /// The version that was confirmed.
         version: Version,
+    },
+}
+
+/// What the reboot lock is asked or told about one attempt. It may be asked again after any failure: the lock is
+/// idempotent on node and attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// The attempt, which is on record.
+    pub attempt: AttemptId,
+    /// The boot that this is about.
+    pub boot_id: BootId,
+    /// The version that runs.
+    pub running: Version,
+    /// The version of the attempt.
+    pub version: Version,
+    /// What is asked.
+    pub ask: Ask,
+}
+
+/// The questions to the lock, as `protocol::lock::Command` has them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// For the permit.
+    Request,
+    /// Whether the grant is current, immediately before the flip and the reboot.
+    Verify,
+    /// The attempt is given up before it led to a reboot. [`Question::boot_id`] is the boot in which it was begun, also
+    /// where the node went down by itself since.
+    Abandon,
+    /// The node is up in another boot, in the version of the attempt, and proves its health.
+    Booted,
+    /// The version was confirmed.
+    Confirm,
+    /// The version failed here.
+    Fail {
+        /// Why.
+        reason: String,
     },
 }

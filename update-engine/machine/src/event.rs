@@ -37,8 +37,9 @@ pub enum Event {
     ReadBack(Result<(), Failure>),
     /// [`crate::Operation::RunHealth`] ended.
     HealthJudged(Health),
-    /// [`crate::Operation::AcquirePermit`], `RecheckPermit` or `ReleasePermit` ended.
-    Permit(Permit),
+    /// [`crate::Operation::AskLock`] ended: the lock's answer, or why there is none; then what was asked may have been
+    /// done all the same.
+    LockAnswered(Result<protocol::lock::Reply, Failure>),
     /// [`crate::Operation::PrepareReboot`] ended: nothing holds the reboot, or what does.
     RebootPrepared(Result<(), Hold>),
     /// [`crate::Operation::Reboot`] ended: the system will go down, or why it will not.
@@ -214,6 +215,8 @@ impl Hold {
 pub enum HoldKind {
     /// A pre-reboot hook failed. Never forced.
     Hook,
+    /// An alert fires, or it cannot be told whether one does. Never forced.
+    Alert,
     /// A block inhibitor. Respected for a bounded time.
     Inhibitor,
     /// An active session. Respected for a bounded time.
@@ -222,21 +225,12 @@ pub enum HoldKind {
     Stopped,
 }
 
-/// What came of asking for, checking or giving back the reboot permit.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Permit {
-    /// Held, or still held. With its name for the status.
-    Granted(String),
-    /// Not now. With the reason: who holds it, which window.
-    Denied(String),
-    /// Was held and is no longer.
-    Lost(String),
-    /// Given back, or was not held.
-    Released,
-    /// This node has no lock to ask.
-    Unsupported(String),
-    /// The lock could not be asked.
-    Failed(Failure),
+impl HoldKind {
+    /// Whether it holds for as long as it is there: it is never forced.
+    #[must_use]
+    pub const fn is_final(self) -> bool {
+        matches!(self, Self::Hook | Self::Alert)
+    }
 }
 
 /// What a person asks for.

@@ -23,17 +23,17 @@ mod record;
 mod state;
 mod step;
 
-pub use effect::{Effect, Operation, Outcome, Reply};
+pub use effect::{Ask, Effect, Operation, Outcome, Question, Reply};
 pub use event::{
     Answer, Checked, Clear, Command, Event, Evidence, Facts, Failure, FailureKind, Health, Hold, HoldKind,
-    Mode, Offer, Permit, Start,
+    Mode, Offer, Start,
 };
 pub use policy::{Policy, Strategy};
 pub use projection::{Identity, status};
 pub use queue::EventQueue;
 pub use record::{
-    Attempt, Content, Flip, Intent, LastBoot, PerSlot, PostConfirm, Preparation, Purpose, Record, Refusal,
-    Release, RolledBack,
+    Attempt, Content, Flip, Intent, LastBoot, PerSlot, Permit, PermitStage, PostConfirm, Preparation,
+    Purpose, Record, Refusal, Release, RolledBack,
 };
 pub use state::{State, Waiting};
 pub use step::step;

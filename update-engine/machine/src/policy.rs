@@ -21,7 +21,8 @@ pub enum Strategy {
 pub struct Policy {
     /// When to activate and to reboot.
     pub strategy: Strategy,
-    /// When [`Strategy::Window`] may reboot; with none it never does.
+    /// When [`Strategy::Window`] may reboot; with none it never does. [`Strategy::Lock`] keeps to them where there are
+    /// any, beside those of the lock's own policy.
     pub windows: Vec<Window>,
     /// The time zone that the windows are given in.
     pub zone: TimeZone,
@@ -60,8 +61,10 @@ pub struct Policy {
     pub report_max: usize,
     /// The longest detail of an event, an error or a reason kept, in bytes.
     pub detail_max: usize,
-    /// Seconds between requests for the permit.
+    /// Seconds until the lock is asked again where it does not say when; the first wait after it gave no answer.
     pub permit_retry_s: u32,
+    /// The longest wait after the lock gave no answer, in seconds.
+    pub permit_retry_max_s: u32,
     /// Seconds between attempts to reboot, after a reboot or a hook failed, and how long a reboot that was accepted may
     /// take.
     pub reboot_retry_s: u32,
@@ -85,7 +88,7 @@ impl Policy {
     #[must_use]
     pub fn warning(&self) -> Option<String> {
         let longest = self.windows.iter().map(|window| window.length_s).max()?;
-        (self.strategy == Strategy::Window && longest <= self.hold_max_s).then(|| {
+        (matches!(self.strategy, Strategy::Window | Strategy::Lock) && longest <= self.hold_max_s).then(|| {
             format!(
                 "inhibitors and sessions may hold a reboot for {} s (reboot.hold_max_s), and the longest window is open \
                  for {longest} s: such a reboot is put off to a later window",
@@ -119,6 +122,7 @@ impl Default for Policy {
             report_max: 64,
             detail_max: 4096,
             permit_retry_s: 60,
+            permit_retry_max_s: 10 * 60,
             reboot_retry_s: 5 * 60,
             hold_retry_s: 30,
             hold_max_s: 10 * 60,

@@ -1,7 +1,7 @@
 //! Steps 5 to 12 as an operator sees them: the status document, made from the state.
 
-use crate::effect::Operation;
-use crate::record::Flip;
+use crate::effect::{Ask, Operation, Question};
+use crate::record::{Flip, Permit, PermitStage};
 use crate::state::{Run, State, Waiting};
 use protocol::id::{Channel, Group};
 use protocol::status::{BootedSlot, OtherSlot, SCHEMA, StagedRelease, StateName, Status};
@@ -48,7 +48,7 @@ pub fn status(state: &State, identity: &Identity) -> Status {
         last_check: record.last_check.clone(),
         channel: Some(identity.channel.clone()),
         group: Some(identity.group.clone()),
-        permit: record.permit.clone(),
+        permit: record.permit.as_ref().and_then(|permit| permit_line(permit, trouble(&state.run))),
         quarantine: record.quarantine.clone(),
         error: state.run.error.clone(),
     }
@@ -63,6 +63,7 @@ fn name(state: &State) -> (StateName, String) {
         Some(Operation::PostConfirm { version }) => {
             (StateName::Confirming, format!("hook: post-confirm hooks after {version} was confirmed"))
         }
+        Some(operation @ Operation::AskLock(question)) => (of_operation(operation), asking(question)),
         Some(operation) => (of_operation(operation), note()),
         None => match &run.waiting {
             Some(waiting) => (StateName::Waiting, waiting.to_string()),
@@ -79,6 +80,45 @@ fn preparing(run: &Run, version: &Version) -> String {
     }
 }
 
+/// Why the lock was not told yet, where it was tried.
+fn trouble(run: &Run) -> &str {
+    if run.permit_at.is_some() { &run.permit_note } else { "" }
+}
+
+/// What the lock is asked.
+fn asking(question: &Question) -> String {
+    let version = &question.version;
+    match question.ask {
+        Ask::Request => format!("permit: the lock is asked for the reboot into {version}"),
+        Ask::Verify => format!("permit: the lock is asked whether the reboot into {version} may begin"),
+        Ask::Abandon => format!("the lock is told that the reboot into {version} is given up"),
+        Ask::Booted => format!("the lock is told that {version} is up"),
+        Ask::Confirm => format!("the lock is told that {version} is confirmed"),
+        Ask::Fail { .. } => format!("the lock is told that {version} failed"),
+    }
+}
+
+/// What the node holds of the lock, if anything.
+fn permit_line(permit: &Permit, trouble: &str) -> Option<String> {
+    let version = &permit.version;
+    let untold = || if trouble.is_empty() { String::new() } else { format!(": {trouble}") };
+    match &permit.stage {
+        PermitStage::Asked => None,
+        PermitStage::Held => Some(format!("held for the reboot into {version}")),
+        PermitStage::GivenUp => Some(format!("given back once the lock hears of it{}", untold())),
+        PermitStage::Confirmed => {
+            Some(format!("held until the lock hears that {version} is confirmed{}", untold()))
+        }
+        PermitStage::Failed { .. } => {
+            Some(format!("held; the lock is still to hear that {version} failed{}", untold()))
+        }
+        PermitStage::Halting => {
+            Some(format!("held, as {version} failed here: another release or an operator frees it"))
+        }
+        PermitStage::Unknown => Some("held since before another boot".to_owned()),
+    }
+}
+
 const fn of_operation(operation: &Operation) -> StateName {
     match operation {
         Operation::Probe => StateName::Error,
@@ -87,16 +127,18 @@ const fn of_operation(operation: &Operation) -> StateName {
         Operation::Invalidate { .. } | Operation::Install { .. } => StateName::Downloading,
         Operation::ReadBack { .. } => StateName::Verifying,
         Operation::Activate { .. } | Operation::Revert { .. } => StateName::Staged,
-        Operation::Deactivate { .. } | Operation::Restore { .. } | Operation::ReleasePermit => {
-            StateName::Idle
-        }
+        Operation::Deactivate { .. } | Operation::Restore { .. } => StateName::Idle,
         Operation::MarkGood { .. } | Operation::RunHealth { .. } | Operation::PostConfirm { .. } => {
             StateName::Confirming
         }
         Operation::Condemn { .. } => StateName::RolledBack,
-        Operation::AcquirePermit { .. } | Operation::RecheckPermit | Operation::PrepareReboot { .. } => {
-            StateName::Waiting
-        }
+        Operation::PrepareReboot { .. } => StateName::Waiting,
+        Operation::AskLock(question) => match question.ask {
+            Ask::Request | Ask::Verify => StateName::Waiting,
+            Ask::Booted | Ask::Confirm => StateName::Confirming,
+            Ask::Abandon => StateName::Idle,
+            Ask::Fail { .. } => StateName::RolledBack,
+        },
         Operation::Reboot => StateName::Rebooting,
     }
 }

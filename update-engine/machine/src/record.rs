@@ -4,6 +4,7 @@ use crate::queue::EventQueue;
 use jiff::Timestamp;
 use protocol::digest::Sha256;
 use protocol::id::BootId;
+use protocol::lock::AttemptId;
 use protocol::slot::Slot;
 use protocol::status::{LastCheck, QuarantineEntry};
 use protocol::version::Version;
@@ -38,8 +39,9 @@ pub struct Record {
     pub refusal: Option<Refusal>,
     /// The release that this node came back from, until another one is staged or the quarantine is cleared.
     pub rolled_back: Option<RolledBack>,
-    /// The reboot permit that the node holds, by its name.
-    pub permit: Option<String>,
+    /// The attempt to reboot with a permit of the lock that is under way, or not yet brought to its end there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub permit: Option<Permit>,
     /// The reboot that is being prepared, or was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preparation: Option<Preparation>,
@@ -233,6 +235,53 @@ pub struct RolledBack {
     pub reason: String,
     /// When that was found.
     pub at: Timestamp,
+}
+
+/// One attempt to reboot into one version with a permit: recorded durably before the lock is first asked for it, and kept
+/// until the lock heard how it ended. Its id is never used again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Permit {
+    /// Names it at the lock.
+    pub attempt: AttemptId,
+    /// The version to reboot into.
+    pub version: Version,
+    /// The boot in which it was begun.
+    pub boot_id: BootId,
+    /// How far it got.
+    pub stage: PermitStage,
+}
+
+/// How far an attempt at the lock got, as far as this node knows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PermitStage {
+    /// The lock is asked. It may have granted the permit already.
+    Asked,
+    /// It is held.
+    Held,
+    /// The attempt is given up, and never goes on; the lock is to be told. Recorded before the first word of it goes out,
+    /// which may arrive much later.
+    GivenUp,
+    /// The version was confirmed in another boot; the lock is to be told, which frees the permit.
+    Confirmed,
+    /// The version failed here; the lock is to be told.
+    Failed {
+        /// Why, for whoever looks at the lock.
+        reason: String,
+    },
+    /// The lock knows that the version failed. The permit stays held, so that the group halts, until an attempt with
+    /// another version takes it over or an operator frees it.
+    Halting,
+    /// The lock holds a permit of this node from before another boot, for an attempt that is not on record.
+    Unknown,
+}
+
+impl Permit {
+    /// Whether the attempt may still lead to a reboot.
+    #[must_use]
+    pub const fn is_open(&self) -> bool {
+        matches!(self.stage, PermitStage::Asked | PermitStage::Held)
+    }
 }
 
 /// A reboot that is being prepared: void in another boot, and for another version.

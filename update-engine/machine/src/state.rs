@@ -99,6 +99,8 @@ pub enum Waiting {
     Inhibitor(String),
     /// A hook of the node does not want it now.
     Hook(String),
+    /// An alert fires.
+    Alert(String),
 }
 
 impl fmt::Display for Waiting {
@@ -108,6 +110,7 @@ impl fmt::Display for Waiting {
             Self::Permit(reason) => write!(f, "permit: {reason}"),
             Self::Inhibitor(reason) => write!(f, "inhibitor: {reason}"),
             Self::Hook(reason) => write!(f, "hook: {reason}"),
+            Self::Alert(reason) => write!(f, "alert: {reason}"),
         }
     }
 }
@@ -117,6 +120,7 @@ impl From<&Hold> for Waiting {
         let detail = hold.detail.clone();
         match hold.kind {
             HoldKind::Hook => Self::Hook(detail),
+            HoldKind::Alert => Self::Alert(detail),
             HoldKind::Session if !detail.starts_with("session") => {
                 Self::Inhibitor(format!("session {detail}"))
             }
@@ -150,13 +154,21 @@ pub(crate) struct Run {
     pub(crate) next_check: Option<Timestamp>,
     pub(crate) interactive: bool,
     pub(crate) checked: bool,
+    /// A check ended in this run, however.
+    pub(crate) looked: bool,
     pub(crate) failures: u32,
     pub(crate) judgement: Judgement,
     pub(crate) unknown_judgements: u32,
     pub(crate) waiting: Option<Waiting>,
+    /// The lock is not asked before this time.
     pub(crate) permit_at: Option<Timestamp>,
     pub(crate) permit_note: String,
-    pub(crate) permit_checked: bool,
+    /// When the lock last said that the grant on record is current.
+    pub(crate) permit_checked_at: Option<Timestamp>,
+    /// Questions in a row to which the lock gave no answer.
+    pub(crate) lock_failures: u32,
+    /// The lock knows that the release is up and proves its health.
+    pub(crate) booted_told: bool,
     /// When the preparation of [`Record::preparation`] found nothing that holds the reboot.
     pub(crate) prepared_at: Option<Timestamp>,
     /// What held it when it was last looked.

@@ -6,26 +6,20 @@
 mod world;
 
 use machine::{
-    Command, Effect, Event, Failure, FailureKind, Flip, Health, HoldKind, Mode, Operation, Policy, Record,
-    Strategy, Waiting,
+    Ask, Command, Effect, Event, Failure, FailureKind, Flip, Health, HoldKind, Mode, Operation, Policy,
+    Record, Strategy, Waiting,
 };
 use protocol::slot::Slot;
 use protocol::status::{Exit, StateName};
 use protocol::window::Window;
 use protocol::wire::EventKind;
 use world::server::Quality;
-use world::story::{daemon, events, offered, reply, rest, state, until};
+use world::story::{
+    asks, daemon, events, offered, prepares, reboots, reply, rest, state, until, waits_for, way_to_reboot,
+};
 use world::{Action, End, World, check};
 
 use Quality::{Good, Hangs, Sick};
-
-fn reboots(operation: &Operation) -> bool {
-    matches!(operation, Operation::Reboot)
-}
-
-fn prepares(operation: &Operation) -> bool {
-    matches!(operation, Operation::PrepareReboot { .. })
-}
 
 /// What the preparation under way is to do: hooks, force.
 fn preparing(world: &World) -> Option<(bool, bool)> {
@@ -33,10 +27,6 @@ fn preparing(world: &World) -> Option<(bool, bool)> {
         Operation::PrepareReboot { hooks, force, .. } => Some((hooks, force)),
         _ => None,
     }
-}
-
-fn waits_for(world: &World) -> String {
-    world.state().unwrap().waiting().map(ToString::to_string).unwrap_or_default()
 }
 
 /// A daemon that is about to prepare its reboot, and what holds it.
@@ -49,30 +39,11 @@ fn held(strategy: Strategy, kind: HoldKind) -> World {
     world
 }
 
-/// The operations from here to the reboot, by their first words.
-fn way_to_reboot(world: &mut World) -> Vec<String> {
-    let mut seen = Vec::new();
-    for _ in 0..60 {
-        match world.operation() {
-            Some(operation) => {
-                let text = format!("{operation:?}");
-                seen.push(text.split([' ', '{']).next().unwrap().to_owned());
-                if reboots(&operation) {
-                    return seen;
-                }
-                world.finish(End::Well).unwrap();
-            }
-            None => world.pass(60).unwrap(),
-        }
-    }
-    panic!("it never reboots: {seen:?}");
-}
-
 #[test]
 fn the_node_is_made_ready_before_it_reboots_and_under_the_lock_before_the_flip() {
     for (strategy, wanted) in [
         (Strategy::Immediate, "Activate PrepareReboot Reboot"),
-        (Strategy::Lock, "AcquirePermit PrepareReboot RecheckPermit Activate Reboot"),
+        (Strategy::Lock, "Request PrepareReboot Verify Activate Reboot"),
     ] {
         let way = way_to_reboot(&mut daemon(strategy, &[Good]));
         let after = way.iter().position(|step| step == "ReadBack").unwrap() + 1;
@@ -166,19 +137,7 @@ fn a_rollback_takes_the_place_of_a_reboot_that_is_prepared() {
         panic!("{:?}", world.operation());
     };
     assert_eq!(version, world.server.release(0).version);
-    assert_eq!(way_to_reboot(&mut world).join(" "), "PrepareReboot RecheckPermit Revert Reboot");
-}
-
-#[test]
-fn a_permit_lost_while_it_is_prepared_stops_the_preparation() {
-    let mut world = daemon(Strategy::Lock, &[Good]);
-    until(&mut world, prepares);
-    world.act(&Action::PermitTaken).unwrap();
-    assert!(world.log.iter().any(|line| line.contains("Abort")));
-    world.finish(End::Well).unwrap();
-    assert_eq!(world.operation(), None);
-    assert!(matches!(world.state().unwrap().waiting(), Some(Waiting::Permit(_))));
-    assert_eq!(world.record().intent, None);
+    assert_eq!(way_to_reboot(&mut world).join(" "), "PrepareReboot Verify Revert Reboot");
 }
 
 fn windows(opens_for_s: u32) -> World {
@@ -279,11 +238,11 @@ fn until_window(world: &mut World) {
 #[test]
 fn a_preparation_that_is_a_while_ago_is_made_again() {
     let mut world = daemon(Strategy::Lock, &[Good]);
-    until(&mut world, |operation| matches!(operation, Operation::RecheckPermit));
+    until(&mut world, asks(&Ask::Verify));
     world.pass(world.policy.prepared_max_s).unwrap();
     world.finish(End::Well).unwrap();
     assert_eq!(preparing(&world), Some((false, false)));
-    assert_eq!(way_to_reboot(&mut world).join(" "), "PrepareReboot RecheckPermit Activate Reboot");
+    assert_eq!(way_to_reboot(&mut world).join(" "), "PrepareReboot Verify Activate Reboot");
 }
 
 #[test]
@@ -356,7 +315,7 @@ fn a_person_s_reboot_goes_ahead_though_the_update_has_no_permit() {
     let mut world = daemon(Strategy::Lock, &[Good]);
     world.act(&Action::Lock(false)).unwrap();
     world.act(&Action::Holds(Some(HoldKind::Inhibitor))).unwrap();
-    until(&mut world, |operation| matches!(operation, Operation::AcquirePermit { .. }));
+    until(&mut world, asks(&Ask::Request));
     world.finish(End::Well).unwrap();
     reply(&mut world, Command::Reboot);
     let mut hooks = 0;

@@ -307,51 +307,6 @@ fn rollback_needs_something_to_go_back_to() {
 }
 
 #[test]
-fn the_lock_is_asked_before_the_flip_and_a_lost_permit_undoes_it() {
-    let mut world = daemon(Strategy::Lock, &[Good]);
-    world.act(&Action::Lock(false)).unwrap();
-    until(&mut world, |operation| matches!(operation, Operation::AcquirePermit { .. }));
-    world.finish(End::Well).unwrap();
-    assert_eq!((world.operation(), state(&world)), (None, StateName::Waiting));
-    assert!(matches!(world.state().unwrap().waiting(), Some(Waiting::Permit(_))));
-    assert!(!world.table.b.bootable(), "a plain reboot now must not start it");
-    world.act(&Action::Lock(true)).unwrap();
-    world.pass(world.policy.permit_retry_s).unwrap();
-    until(&mut world, |operation| matches!(operation, Operation::RecheckPermit));
-    until(&mut world, |operation| matches!(operation, Operation::Reboot));
-    world.finish(End::Fails(FailureKind::Node)).unwrap();
-    world.act(&Action::PermitTaken).unwrap();
-    assert_eq!(world.operation(), Some(Operation::Deactivate { target: Slot::B }));
-}
-
-#[test]
-fn under_the_lock_a_restart_in_the_same_boot_undoes_the_flip() {
-    let mut world = daemon(Strategy::Lock, &[Good]);
-    until(&mut world, |operation| matches!(operation, Operation::Reboot));
-    world.start().unwrap();
-    assert_eq!(world.operation(), Some(Operation::Deactivate { target: Slot::B }));
-}
-
-#[test]
-fn under_the_lock_without_one_a_pass_is_deferred() {
-    let mut world = offered(Strategy::Lock, Mode::Once, &[Good]);
-    world.act(&Action::Lock(false)).unwrap();
-    rest(&mut world);
-    assert_eq!(world.exit, Some(Exit::Deferred));
-}
-
-#[test]
-fn the_permit_goes_back_after_a_confirmation_and_stays_after_a_failure() {
-    for (quality, held) in [(Good, false), (Hangs, true)] {
-        let mut world = daemon(Strategy::Lock, &[quality]);
-        until(&mut world, |operation| matches!(operation, Operation::Reboot));
-        world.finish(End::Well).unwrap();
-        rest(&mut world);
-        assert_eq!(world.record().permit.is_some(), held, "{quality:?}");
-    }
-}
-
-#[test]
 fn an_unconfirmed_release_is_judged_before_anything_else_and_its_fallback_kept() {
     let mut world = daemon(Strategy::Off, &[Good, Good]);
     rest_after_activation(&mut world);

@@ -82,13 +82,14 @@ fn actions() -> impl Strategy<Value = Action> {
         1 => Just(Action::ChannelEmpty),
         2 => prop::bool::weighted(0.7).prop_map(Action::Online),
         2 => prop::bool::weighted(0.7).prop_map(Action::Lock),
+        1 => prop::bool::weighted(0.6).prop_map(Action::LockAnswers),
         1 => Just(Action::PermitTaken),
         4 => prop::option::weighted(0.6, holds()).prop_map(Action::Holds),
     ]
 }
 
 fn holds() -> impl Strategy<Value = HoldKind> {
-    prop::sample::select(vec![HoldKind::Hook, HoldKind::Inhibitor, HoldKind::Session])
+    prop::sample::select(vec![HoldKind::Hook, HoldKind::Alert, HoldKind::Inhibitor, HoldKind::Session])
 }
 
 const BAD: [Quality; 5] =
@@ -201,7 +202,8 @@ fn the_lives_reach_everything() {
         })
         .unwrap();
     let operations = "Probe Check Preflight Invalidate Install ReadBack Activate Revert Deactivate Restore MarkGood \
-                      Condemn RunHealth AcquirePermit RecheckPermit ReleasePermit PrepareReboot Reboot PostConfirm";
+                      Condemn RunHealth AskLock-Request AskLock-Verify AskLock-Abandon AskLock-Booted AskLock-Confirm \
+                      AskLock-Fail PrepareReboot Reboot PostConfirm";
     let effects = "Save Discard Abort Reply Report Finish-Done Finish-Failed Finish-NothingToDo Finish-Deferred \
                    Finish-Refused";
     let states =
@@ -211,7 +213,9 @@ fn the_lives_reach_everything() {
     let wanted = wanted.chain(states.split(' ').map(|state| format!("state {state}")));
     let wanted = wanted.chain(events.split(' ').map(|event| format!("event {event}")));
     let wanted =
-        wanted.chain(["held by Hook", "held by Inhibitor", "held by Session"].map(ToOwned::to_owned));
+        wanted.chain("Hook Alert Inhibitor Session".split(' ').map(|kind| format!("held by {kind}")));
+    let answers = "Granted Current Wait Noted Released Refused-NotHeld";
+    let wanted = wanted.chain(answers.split(' ').map(|answer| format!("answer {answer}")));
     let missing: Vec<_> = wanted.filter(|wanted| !reached.contains(wanted)).collect();
     assert!(missing.is_empty(), "never reached: {missing:?}");
 }
@@ -253,4 +257,8 @@ mutations! {
     notices_hooks_assumed: HooksAssumed,
     notices_post_confirm_lost: PostConfirmLost,
     notices_evidence_lost: EvidenceLost,
+    notices_verify_assumed: VerifyAssumed,
+    notices_attempt_lost: AttemptLost,
+    notices_give_up_lost: GiveUpLost,
+    notices_confirm_lost: ConfirmLost,
 }

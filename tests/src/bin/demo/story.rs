@@ -80,6 +80,7 @@ impl<'w> Scene<'w> {
             slot_size: "48M",
             disk_arguments: &[],
             channel: CHANNEL,
+            strategy: "off",
             config: "",
         };
         let node = Node::new(world, "node", &proxy.address(), &setup)?;

@@ -3,7 +3,7 @@
 use super::Turn;
 use super::prepare::Leave;
 use crate::effect::Operation;
-use crate::event::{Failure, Permit};
+use crate::event::Failure;
 use crate::policy::Strategy;
 use crate::record::{Content, Flip, Intent, Purpose, Release};
 use crate::state::Waiting;
@@ -35,14 +35,10 @@ impl Turn {
 
     /// What a flip still needs: its undoing, or the way back that a person asked for.
     pub(super) fn decide_flip(&mut self, other: Slot) -> Option<Operation> {
+        if let Some(undo) = self.decide_undo() {
+            return Some(undo);
+        }
         match &self.state.record.intent {
-            Some(intent) if intent.flip == Flip::Undoing => {
-                let target = intent.target;
-                return Some(match intent.purpose {
-                    Purpose::Update => Operation::Deactivate { target },
-                    Purpose::Rollback { .. } => Operation::Restore { target },
-                });
-            }
             // Its operation ended without saying what is on the disk.
             Some(intent) if intent.flip == Flip::Activating => return Some(Operation::Probe),
             Some(_) => return None,
@@ -66,6 +62,16 @@ impl Turn {
         }
     }
 
+    /// A flip that is to be undone.
+    pub(super) fn decide_undo(&self) -> Option<Operation> {
+        let intent = self.state.record.intent.as_ref().filter(|intent| intent.flip == Flip::Undoing)?;
+        let target = intent.target;
+        Some(match intent.purpose {
+            Purpose::Update => Operation::Deactivate { target },
+            Purpose::Rollback { .. } => Operation::Restore { target },
+        })
+    }
+
     /// Records what the flip that comes next is for. It is durable before the flip is made.
     fn intend(&mut self, content: Content, target: Slot, purpose: Purpose) -> Option<()> {
         let facts = self.state.run.facts.as_ref()?;
@@ -78,77 +84,6 @@ impl Turn {
             flip: Flip::Activating,
         });
         Some(())
-    }
-
-    /// Under the lock: the permit, then the node made ready, then the permit checked again.
-    fn leave(&mut self, version: &Version) -> Leave {
-        if self.state.policy.strategy != Strategy::Lock {
-            return Leave::Granted;
-        }
-        if let Some(at) = self.state.run.permit_at
-            && self.wait_until(at)
-        {
-            self.state.run.waiting = Some(Waiting::Permit(self.state.run.permit_note.clone()));
-            return Leave::Wait;
-        }
-        if self.state.record.permit.is_none() {
-            return Leave::Ask(Operation::AcquirePermit { version: version.clone() });
-        }
-        // Without a reboot there is nothing to make ready for.
-        if self.state.run.facts.as_ref().is_some_and(|facts| facts.reboot_allowed) {
-            match self.prepared(version) {
-                Leave::Granted => {}
-                not_yet => return not_yet,
-            }
-        }
-        if self.state.run.permit_checked { Leave::Granted } else { Leave::Ask(Operation::RecheckPermit) }
-    }
-
-    pub(super) fn permit(&mut self, operation: &Operation, permit: Permit, abandoned: bool) {
-        match (operation, permit) {
-            (Operation::ReleasePermit, Permit::Granted(reason)) => self.wait_for_permit(&reason),
-            (Operation::ReleasePermit, Permit::Failed(failure)) => self.wait_for_permit(&failure.detail),
-            (Operation::ReleasePermit, _) => self.state.record.permit = None,
-            (_, Permit::Granted(name)) => {
-                self.state.run.permit_checked = !abandoned && *operation == Operation::RecheckPermit;
-                self.state.run.permit_at = None;
-                self.state.record.permit = Some(name);
-            }
-            (_, Permit::Lost(reason)) => self.permit_lost(&reason),
-            (Operation::RecheckPermit, Permit::Denied(reason) | Permit::Unsupported(reason)) => {
-                self.permit_lost(&reason);
-            }
-            (_, Permit::Denied(reason) | Permit::Unsupported(reason)) => self.wait_for_permit(&reason),
-            (_, Permit::Failed(failure)) => self.wait_for_permit(&failure.detail),
-            (_, Permit::Released) => self.wait_for_permit("the permit was given back"),
-        }
-    }
-
-    fn wait_for_permit(&mut self, reason: &str) {
-        self.state.run.permit_note = self.cut(reason);
-        self.state.run.permit_checked = false;
-        self.state.run.permit_at = Some(self.after(self.state.policy.permit_retry_s.into()));
-        self.verdict(Exit::Deferred);
-    }
-
-    /// The permit is gone: what was activated under it must not boot.
-    pub(super) fn permit_lost(&mut self, reason: &str) {
-        self.state.record.permit = None;
-        self.wait_for_permit(reason);
-        if matches!(self.state.run.operation, Some(Operation::PrepareReboot { .. })) {
-            self.abandon_operation();
-        }
-        if self.state.policy.strategy != Strategy::Lock || self.state.run.reboot_requested {
-            return;
-        }
-        if self.undo_flip(true) {
-            self.state.run.next_check = self.state.run.permit_at;
-        } else if matches!(
-            self.state.run.operation,
-            Some(Operation::Activate { .. } | Operation::Revert { .. })
-        ) {
-            self.state.run.undo_wanted = true;
-        }
     }
 
     /// The flip is on the disk.
@@ -175,10 +110,13 @@ impl Turn {
         let Some(intent) = &self.state.record.intent else {
             if !wanted || !allowed {
                 self.state.run.reboot_wanted = false;
-                return self.decide_release();
+                return self.decide_permit_unneeded();
             }
             // What holds an update that is staged would hold this as well.
-            if matches!(self.state.run.waiting, Some(Waiting::Hook(_) | Waiting::Inhibitor(_))) {
+            if matches!(
+                self.state.run.waiting,
+                Some(Waiting::Hook(_) | Waiting::Alert(_) | Waiting::Inhibitor(_))
+            ) {
                 return None;
             }
             let version = self.state.running_version()?.clone();
@@ -199,7 +137,7 @@ impl Turn {
             match self.state.policy.strategy {
                 Strategy::Off => return None,
                 Strategy::Immediate => {}
-                Strategy::Window => self.wait_for_window()?,
+                Strategy::Window => self.wait_for_window(&version)?,
                 Strategy::Lock => {
                     let ready = self.leave(&version);
                     return self.reboot_if(ready);
@@ -230,8 +168,8 @@ impl Turn {
         }
     }
 
-    /// Something if a window is open.
-    fn wait_for_window(&mut self) -> Option<()> {
+    /// Something if a window is open for the reboot into this version.
+    pub(super) fn wait_for_window(&mut self, version: &Version) -> Option<()> {
         let reason = match opening(&self.state.policy.windows, &self.state.policy.zone, self.now, 0) {
             Opening::Open => return Some(()),
             Opening::At(at) => {
@@ -240,30 +178,12 @@ impl Turn {
             }
             Opening::Never => "no window is configured".to_owned(),
         };
-        self.put_off_preparation();
+        self.put_off_preparation(version);
         if self.state.run.verdict == Some(Exit::NothingToDo) {
             self.verdict(Exit::Deferred);
         }
         self.state.run.waiting = Some(Waiting::Window(reason));
         None
-    }
-
-    /// The permit goes back once nothing needs it. After a failed release it stays held, so that its group halts.
-    fn decide_release(&mut self) -> Option<Operation> {
-        let record = &self.state.record;
-        // The node is back at work only when the post-confirm hooks have run.
-        let busy = self.state.run.update.is_some()
-            || self.state.run.rollback_wanted
-            || record.post_confirm.is_some();
-        if record.permit.is_none() || record.rolled_back.is_some() || busy {
-            return None;
-        }
-        if let Some(at) = self.state.run.permit_at
-            && self.wait_until(at)
-        {
-            return None;
-        }
-        Some(Operation::ReleasePermit)
     }
 
     /// The running release failed and its slot is zeroed: only the reboot is left.
@@ -302,7 +222,7 @@ impl Turn {
 
     pub(super) fn reboot_requested(&mut self, result: Result<(), Failure>) {
         self.state.run.reboot_at = Some(self.after(self.state.policy.reboot_retry_s.into()));
-        self.state.run.permit_checked = false;
+        self.state.run.permit_checked_at = None;
         self.state.run.prepared_at = None;
         match result {
             Ok(()) => {

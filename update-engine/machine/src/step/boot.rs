@@ -61,6 +61,7 @@ impl Turn {
         } else if confirmed {
             self.raise_newest_confirmed();
         }
+        self.settle_permit();
     }
 
     /// Finds out what became of a flip. Puts the intent back where it still stands.
@@ -131,6 +132,7 @@ impl Turn {
             reason: self.cut(reason),
             at: self.now,
         });
+        self.permit_failed(reason);
         self.tell_with(EventKind::RolledBack, Some(&content.version), content.digest, reason, seen);
     }
 

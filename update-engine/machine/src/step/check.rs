@@ -38,6 +38,7 @@ impl Turn {
 
     pub(super) fn checked(&mut self, result: Result<Checked, Failure>, abandoned: bool) {
         self.state.run.checked = true;
+        self.state.run.looked = true;
         self.state.run.install_held = None;
         if abandoned {
             self.schedule_check(None);
@@ -194,6 +195,7 @@ impl Turn {
             self.drop_update();
         }
         self.forget_preparation();
+        self.give_up_permit();
         self.note(format!("{} was withdrawn from the channel", pending.version));
         true
     }

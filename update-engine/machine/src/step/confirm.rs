@@ -23,6 +23,9 @@ impl Turn {
             }
             return self.decide_way_back();
         }
+        if let Some(operation) = self.decide_booted() {
+            return Some(operation);
+        }
         let judgement = self.state.run.judgement;
         match judgement {
             Judgement::Passed => Some(Operation::MarkGood { slot: running }),
@@ -133,6 +136,7 @@ impl Turn {
         } else {
             self.state.record.rolled_back = None;
         }
+        self.settle_permit();
         self.owe_post_confirm(&content.version);
         self.tell(EventKind::Confirmed, Some(&content.version), content.digest, "");
         self.note(format!("{} is confirmed in slot {running}", content.version));
@@ -154,7 +158,7 @@ impl Turn {
         self.state.run.undo_wanted = false;
         self.state.run.reboot_requested = false;
         self.state.run.reboot_announced = false;
-        self.state.run.permit_checked = false;
+        self.state.run.permit_checked_at = None;
         self.state.run.prepared_at = None;
     }
 }

@@ -18,6 +18,7 @@ impl Turn {
         match stage {
             Stage::Accepted => Some(Operation::Preflight { release, target }),
             Stage::Preflighted => {
+                self.give_up_permit_unless_for(&release.version);
                 // What is activated there is superseded: its flip is undone before its slot is touched.
                 if let Some(intent) = &mut self.state.record.intent {
                     intent.flip = Flip::Undoing;

@@ -6,11 +6,12 @@ mod check;
 mod confirm;
 mod install;
 mod operator;
+mod permit;
 mod prepare;
 mod schedule;
 
 use crate::effect::{Effect, Operation, Outcome, Reply};
-use crate::event::{Event, Failure, FailureKind, Permit};
+use crate::event::{Event, Failure, FailureKind};
 use crate::queue::About;
 use crate::record::{PerSlot, Release};
 use crate::state::{Asked, LastBatch, Stage, State, Waiting};
@@ -50,12 +51,6 @@ impl Turn {
         if !matches!(event, Event::SaveFailed(_)) {
             self.state.run.forgiven = None;
         }
-        if matches!(&event, Event::Permit(Permit::Lost(_))) && !self.answers(&event) {
-            if let Event::Permit(Permit::Lost(reason)) = event {
-                self.permit_lost(&reason);
-            }
-            return;
-        }
         if is_answer(&event) {
             if !self.answers(&event) {
                 return;
@@ -84,7 +79,11 @@ impl Turn {
             Event::Installed(result) => self.installed(result, abandoned),
             Event::ReadBack(result) => self.read_back(result, abandoned),
             Event::HealthJudged(health) => self.judged(health, abandoned),
-            Event::Permit(permit) => self.permit(operation, permit, abandoned),
+            Event::LockAnswered(answer) => {
+                if let Operation::AskLock(question) = operation {
+                    self.lock_answered(question, answer, abandoned);
+                }
+            }
             Event::RebootPrepared(result) => self.reboot_prepared(result, abandoned),
             Event::RebootRequested(result) => self.reboot_requested(result),
             Event::PostConfirmed(result) => {
@@ -108,9 +107,7 @@ impl Turn {
             Event::Installed(_) => matches!(operation, Op::Install { .. }),
             Event::ReadBack(_) => matches!(operation, Op::ReadBack { .. }),
             Event::HealthJudged(_) => matches!(operation, Op::RunHealth { .. }),
-            Event::Permit(_) => {
-                matches!(operation, Op::AcquirePermit { .. } | Op::RecheckPermit | Op::ReleasePermit)
-            }
+            Event::LockAnswered(_) => matches!(operation, Op::AskLock(_)),
             Event::RebootPrepared(_) => matches!(operation, Op::PrepareReboot { .. }),
             Event::RebootRequested(_) => matches!(operation, Op::Reboot),
             Event::PostConfirmed(_) => matches!(operation, Op::PostConfirm { .. }),
@@ -278,6 +275,9 @@ impl Turn {
             return None;
         }
         if let Some(operation) = self.decide_post_confirm() {
+            return Some(operation);
+        }
+        if let Some(operation) = self.decide_permit_end() {
             return Some(operation);
         }
         if let Some(operation) = self.decide_update(other) {

@@ -1,7 +1,7 @@
 //! Every step, on request: what a person may ask of the engine, and the answer.
 
 use super::Turn;
-use crate::effect::{Operation, Outcome};
+use crate::effect::{Ask, Operation, Outcome};
 use crate::event::{Clear, Command, Evidence};
 use crate::record::Flip;
 use crate::state::{Forgiven, Judgement, Stage};
@@ -79,7 +79,8 @@ impl Turn {
         }
         let wanted = std::mem::take(&mut self.state.run.rollback_wanted)
             | std::mem::take(&mut self.state.run.reboot_wanted)
-            | self.state.run.install_held.take().is_some();
+            | self.state.run.install_held.take().is_some()
+            | self.give_up_permit();
         self.forget_preparation();
         let busy = self.state.run.operation.clone();
         match busy {
@@ -92,11 +93,12 @@ impl Turn {
                 | Operation::Preflight { .. }
                 | Operation::Install { .. }
                 | Operation::ReadBack { .. }
-                | Operation::AcquirePermit { .. }
-                | Operation::RecheckPermit
                 | Operation::PrepareReboot { .. },
             ) => self.abandon_operation(),
             Some(Operation::Invalidate { .. }) => self.state.run.abandoned = true,
+            Some(Operation::AskLock(question)) if matches!(question.ask, Ask::Request | Ask::Verify) => {
+                self.abandon_operation();
+            }
             _ => {}
         }
         let dropped = self.state.run.update.is_some();

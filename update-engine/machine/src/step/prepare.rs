@@ -53,12 +53,12 @@ impl Turn {
             return Leave::Wait;
         }
         // What was checked before may be different by the time the hooks are done.
-        self.state.run.permit_checked = false;
+        self.state.run.permit_checked_at = None;
         Leave::Ask(Operation::PrepareReboot { version: version.clone(), hooks, force })
     }
 
     /// A preparation holds good for a while only; one from the future was made before the clock was set back.
-    fn is_fresh(&self, at: Timestamp) -> bool {
+    pub(super) fn is_fresh(&self, at: Timestamp) -> bool {
         at <= self.now && self.now < super::schedule::later(at, self.state.policy.prepared_max_s.into())
     }
 
@@ -72,8 +72,12 @@ impl Turn {
 
     /// The window closed. By the next one the node may have been put to work again, so the hooks run again; what holds
     /// the reboot was respected for as long as it was, or windows shorter than the bound would put it off for ever.
-    pub(super) fn put_off_preparation(&mut self) {
-        let preparation = self.state.record.preparation.take();
+    pub(super) fn put_off_preparation(&mut self, version: &Version) {
+        let preparation = self.state.record.preparation.take_if(|begun| begun.version == *version);
+        if preparation.is_none() {
+            // What a person has prepared meanwhile waits for no window.
+            return;
+        }
         self.forget_preparation();
         self.state.record.preparation =
             preparation.map(|begun| Preparation { hooks_done: false, held_at: None, ..begun });
@@ -84,11 +88,12 @@ impl Turn {
             return;
         }
         let retry_s = match &result {
-            Err(hold) if hold.kind == HoldKind::Hook => self.state.policy.reboot_retry_s,
+            Err(hold) if hold.kind.is_final() => self.state.policy.reboot_retry_s,
             _ => self.state.policy.hold_retry_s,
         };
+        // An alert is looked for before the hooks as well.
         let hooks_done =
-            !matches!(&result, Err(hold) if matches!(hold.kind, HoldKind::Hook | HoldKind::Stopped));
+            !matches!(&result, Err(hold) if hold.kind.is_final() || hold.kind == HoldKind::Stopped);
         if let Some(preparation) = &mut self.state.record.preparation {
             preparation.hooks_done |= hooks_done;
         }
@@ -101,7 +106,12 @@ impl Turn {
             }
             Err(hold) if hold.kind == HoldKind::Stopped => self.state.run.hold = None,
             Err(hold) => {
-                if hold.kind != HoldKind::Hook {
+                if hold.kind.is_final() {
+                    // It may last: the permit is for others meanwhile.
+                    if self.give_up_permit() {
+                        self.undo_without_permit();
+                    }
+                } else {
                     self.respected();
                 }
                 self.state.run.hold = Some(Hold { detail: self.cut(&hold.detail), ..hold });

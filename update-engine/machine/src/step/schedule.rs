@@ -28,7 +28,7 @@ impl Turn {
     }
 
     /// A number below `bound`, from the seed.
-    fn random(&mut self, bound: u64) -> u64 {
+    pub(super) fn random(&mut self, bound: u64) -> u64 {
         next_random(&mut self.state.run) % bound.max(1)
     }
 
@@ -66,7 +66,7 @@ impl Turn {
         self.state.run.interactive = false;
     }
 
-    fn bounded(&self, wish: u64) -> u64 {
+    pub(super) fn bounded(&self, wish: u64) -> u64 {
         let policy = &self.state.policy;
         wish.min(policy.retry_after_max_s.into()).max(policy.retry_after_min_s.into())
     }
@@ -88,6 +88,7 @@ fn longest_wait(policy: &Policy) -> u64 {
         policy.first_check_s,
         policy.rejudge_s,
         policy.permit_retry_s,
+        policy.permit_retry_max_s,
         policy.reboot_retry_s,
         policy.hold_retry_s,
     ];

@@ -100,7 +100,12 @@ pub fn operation(world: &World, operation: &Operation) -> Outcome {
             deny("the post-confirm hooks are run again and again")
         }
         Operation::Activate { release, .. } if world.policy.strategy == Strategy::Lock => {
-            made_ready(world, &release.version)
+            made_ready(world, &release.version)?;
+            world.is_verified(&release.version)
+        }
+        Operation::Revert { target, .. } => {
+            let version = world.record().slots.get(*target).as_ref().map(|content| content.version.clone());
+            version.map_or(Ok(()), |version| world.is_verified(&version))
         }
         Operation::Invalidate { target } => begun(world, *target),
         _ => Ok(()),
@@ -121,6 +126,9 @@ fn reboot(world: &World) -> Outcome {
         return deny("a reboot nobody asked for");
     }
     let intended = world.record().intent.map(|intent| intent.content.version);
+    if let Some(version) = intended.as_ref().filter(|_| !world.ledger.reboot_asked) {
+        world.is_verified(version)?;
+    }
     let running = &world.server.release(world.running()).version;
     made_ready(world, intended.as_ref().unwrap_or(running))
 }
@@ -238,7 +246,7 @@ pub fn table(world: &World, operation: &Operation) -> Outcome {
     }
 }
 
-/// A flip is on record before it is made, and under the lock made only with a permit checked just before.
+/// A flip is on record before it is made.
 fn intended(world: &World, record: &Record, target: Slot) -> Outcome {
     let on_record = record
         .intent
@@ -246,10 +254,6 @@ fn intended(world: &World, record: &Record, target: Slot) -> Outcome {
         .is_some_and(|intent| intent.target == target && intent.flip == Flip::Activating);
     if !on_record {
         return deny("a flip is made without its intent on record");
-    }
-    let checked = world.process.as_ref().is_some_and(|process| process.permit_checked);
-    if world.policy.strategy == Strategy::Lock && !checked {
-        return deny("a flip is made without a permit");
     }
     if !world.table.get(world.booted).successful() {
         return deny("a flip is made though there is nothing to fall back to");
@@ -440,6 +444,7 @@ pub fn done_with(world: &World, index: usize) -> bool {
     };
     at_rest
         && gone
+        && world.lock_is_told()
         && match world.server.quality(index) {
             Quality::Good => false,
             Quality::Hangs | Quality::Unloadable | Quality::Sick => {
@@ -463,5 +468,7 @@ pub fn confirmed_on(world: &World, index: usize) -> bool {
         && record.newest_confirmed.as_ref() == Some(&world.server.release(index).version)
         && world.server.quality(index) == Quality::Good
         && record.post_confirm.is_none()
+        && record.permit.is_none()
+        && world.lock_is_told()
         && world.ledger.post_confirmed.contains(&world.server.release(index).version)
 }

@@ -6,6 +6,7 @@
 
 pub mod check;
 mod ledger;
+pub mod lock;
 mod operations;
 pub mod server;
 pub mod story;
@@ -14,8 +15,8 @@ pub use ledger::Ledger;
 
 use jiff::{Span, Timestamp};
 use machine::{
-    Command, Effect, Event, Facts, Failure, FailureKind, HoldKind, Mode, Operation, PerSlot, Permit, Policy,
-    Record, Start, State, Strategy, step,
+    Command, Effect, Event, Facts, Failure, FailureKind, HoldKind, Mode, Operation, PerSlot, PermitStage,
+    Policy, Record, Start, State, Strategy, step,
 };
 use protocol::digest::Sha256;
 use protocol::slot::{Attributes, Choice, Slot, select};
@@ -74,6 +75,14 @@ pub enum Mutation {
     PostConfirmLost,
     /// Evidence is lost on the way to the disk.
     EvidenceLost,
+    /// A grant is taken as current without asking the lock again.
+    VerifyAssumed,
+    /// The attempt at the lock is lost on the way to the disk.
+    AttemptLost,
+    /// That an attempt is given up is lost on the way to the disk.
+    GiveUpLost,
+    /// The lock is not told of confirmations.
+    ConfirmLost,
 }
 
 /// How an operation ends.
@@ -129,6 +138,8 @@ pub enum Action {
     Online(bool),
     /// The lock grants or denies.
     Lock(bool),
+    /// The lock answers or not.
+    LockAnswers(bool),
     /// A held permit is taken away.
     PermitTaken,
     /// From now on this holds every reboot, or nothing does.
@@ -143,7 +154,8 @@ struct Process {
     taken: Option<(Slot, Sha256)>,
     invalidated: Option<Slot>,
     report: Option<Vec<protocol::wire::Event>>,
-    permit_checked: bool,
+    /// The version whose grant the lock called current, and when.
+    verified: Option<(Version, Timestamp)>,
     /// The reboot that was prepared, and when.
     prepared: Option<(Version, Timestamp)>,
     /// The attributes when it started.
@@ -170,8 +182,7 @@ pub struct World {
     process: Option<Process>,
     die_in: Option<(u8, bool)>,
     save_fails: bool,
-    lock_grants: bool,
-    permit_held: bool,
+    pub lock: lock::Lock,
     holds: Option<HoldKind>,
     /// Ledger of what the invariants need to know.
     pub ledger: Ledger,
@@ -205,8 +216,7 @@ impl World {
             process: None,
             die_in: None,
             save_fails: false,
-            lock_grants: true,
-            permit_held: false,
+            lock: lock::Lock::default(),
             holds: None,
             ledger: Ledger { forced: BTreeSet::from([0]), ..Ledger::default() },
             seed: 1,
@@ -270,7 +280,7 @@ impl World {
             taken: None,
             invalidated: None,
             report: None,
-            permit_checked: false,
+            verified: None,
             prepared: None,
             table: self.table,
         });
@@ -408,6 +418,9 @@ impl World {
                 }
                 Effect::Run(operation) => {
                     check::operation(self, &operation)?;
+                    if let Operation::AskLock(question) = &operation {
+                        self.check_question(question)?;
+                    }
                     self.ledger.post_confirms +=
                         u32::from(matches!(operation, Operation::PostConfirm { .. }));
                     let activates = matches!(operation, Operation::Activate { .. });
@@ -446,6 +459,14 @@ impl World {
                 record.preparation.iter_mut().for_each(|begun| begun.hooks_done = true);
             }
             Some(Mutation::PostConfirmLost) => record.post_confirm = None,
+            Some(Mutation::AttemptLost) => record.permit = None,
+            Some(Mutation::GiveUpLost) => {
+                record
+                    .permit
+                    .iter_mut()
+                    .filter(|permit| permit.stage == PermitStage::GivenUp)
+                    .for_each(|permit| permit.stage = PermitStage::Held);
+            }
             Some(Mutation::EvidenceLost) => {
                 let mut value = serde_json::to_value(&record).unwrap();
                 for event in value["events"]["pending"].as_array_mut().unwrap() {
@@ -513,13 +534,18 @@ impl World {
                 Ok(())
             }
             Action::Operator(command) => {
+                let (failed, banned) = (self.ledger.failed.clone(), self.ledger.banned.clone());
                 check::operator(self, *command);
                 let so_far = self.log.len();
                 self.deliver(Event::Operator(*command))?;
                 let accepted = |line: &String| line.contains("Reply") && !line.contains("outcome: Declined");
-                if *command == Command::Cancel && self.log[so_far..].iter().any(accepted) {
+                let accepted = self.log[so_far..].iter().any(accepted);
+                if *command == Command::Cancel && accepted {
                     self.ledger.drained.clear();
                     self.ledger.looks = 0;
+                }
+                if *command == Command::Rollback && !accepted {
+                    (self.ledger.failed, self.ledger.banned) = (failed, banned);
                 }
                 Ok(())
             }
@@ -536,7 +562,11 @@ impl World {
                 Ok(())
             }
             Action::Lock(grants) => {
-                self.lock_grants = *grants;
+                self.set_lock(*grants);
+                Ok(())
+            }
+            Action::LockAnswers(answers) => {
+                self.lock.reachable = *answers;
                 Ok(())
             }
             Action::Holds(kind) => {
@@ -544,8 +574,8 @@ impl World {
                 Ok(())
             }
             Action::PermitTaken => {
-                self.permit_held = false;
-                self.deliver(Event::Permit(Permit::Lost("an operator took it".to_owned())))
+                self.take_permit();
+                Ok(())
             }
         }
     }
@@ -555,9 +585,10 @@ impl World {
         self.die_in = None;
         self.save_fails = false;
         self.server.online = true;
-        self.lock_grants = true;
+        self.set_lock(true);
+        self.lock.reachable = true;
         // Inhibitors and sessions may stay: they are respected for a bounded time.
-        self.holds.take_if(|kind| *kind == HoldKind::Hook);
+        self.holds.take_if(|kind| kind.is_final());
         let nobody_reboots = self.policy.strategy == Strategy::Off || !self.reboot_allowed;
         let mut checks = 0;
         for _ in 0..600 {
@@ -585,10 +616,9 @@ impl World {
                 if self.exit.is_none() && self.reboot_allowed {
                     return Err(Violation("the engine waits for nothing".to_owned()));
                 }
-                let held = self.exit == Some(Exit::Deferred) && self.ledger.looks > 0;
-                if held && self.policy.strategy == Strategy::Lock {
-                    // A reboot would not help: nothing is activated before the hold is over.
-                    self.now = self.now.checked_add(Span::new().seconds(300)).unwrap();
+                if self.policy.strategy == Strategy::Lock && !waits && self.state().is_none() {
+                    // A reboot would not help: nothing is activated before there is a permit, and nothing holds.
+                    self.now = self.now.checked_add(Span::new().hours(1)).unwrap();
                     self.start()?;
                     continue;
                 }
@@ -618,6 +648,7 @@ fn describe(effect: &Effect) -> String {
 /// The first word of an effect, and of its operation.
 fn kind(effect: &Effect) -> String {
     let text = match effect {
+        Effect::Run(Operation::AskLock(question)) => format!("AskLock-{:?}", question.ask),
         Effect::Run(operation) => format!("{operation:?}"),
         Effect::Finish(exit) => format!("Finish-{exit:?}"),
         Effect::Save(_) => "Save".to_owned(),

@@ -3,8 +3,9 @@
 use super::server::Quality;
 use super::{Bytes, End, Mutation, Outcome, Violation, World, check};
 use machine::{
-    Checked, Event, Evidence, Failure, FailureKind, Health, Hold, HoldKind, Operation, PerSlot, Permit,
+    Ask, Checked, Event, Evidence, Failure, FailureKind, Health, Hold, HoldKind, Operation, PerSlot, Question,
 };
+use protocol::lock::Reply;
 use protocol::slot::{Attributes, Slot};
 use protocol::status::Progress;
 use protocol::version::Version;
@@ -90,9 +91,7 @@ impl World {
                 self.ledger.post_confirms -= u32::from(kind == FailureKind::Cancelled);
                 Event::PostConfirmed(Err(failure))
             }
-            Operation::AcquirePermit { .. } | Operation::RecheckPermit | Operation::ReleasePermit => {
-                Event::Permit(Permit::Failed(failure))
-            }
+            Operation::AskLock(_) => Event::LockAnswered(Err(failure)),
             Operation::Reboot => Event::RebootRequested(Err(failure)),
             _ => Event::TableChanged(Err(failure)),
         };
@@ -108,9 +107,7 @@ impl World {
             Operation::Install { release, target } => self.install(release, *target)?,
             Operation::ReadBack { release, target } => self.read_back(release, *target),
             Operation::RunHealth { .. } => Event::HealthJudged(self.judge()),
-            Operation::AcquirePermit { .. } | Operation::RecheckPermit | Operation::ReleasePermit => {
-                Event::Permit(self.lock(operation))
-            }
+            Operation::AskLock(question) => Event::LockAnswered(self.lock_reply(question)),
             Operation::PrepareReboot { version, hooks, force } => self.prepare(version, *hooks, *force),
             Operation::PostConfirm { version } => {
                 self.ledger.post_confirmed.insert(version.clone());
@@ -177,6 +174,9 @@ impl World {
         if self.mutation == Some(Mutation::NoPrepare) {
             return Event::RebootPrepared(Ok(()));
         }
+        if self.holds == Some(HoldKind::Alert) {
+            return self.held(HoldKind::Alert);
+        }
         if hooks && self.holds == Some(HoldKind::Hook) {
             return self.held(HoldKind::Hook);
         }
@@ -203,24 +203,18 @@ impl World {
         Event::RebootPrepared(Err(Hold::new(kind, format!("{kind:?} 7"))))
     }
 
-    fn lock(&mut self, operation: &Operation) -> Permit {
-        match operation {
-            Operation::AcquirePermit { .. } if self.lock_grants => {
-                self.permit_held = true;
-                Permit::Granted("default".to_owned())
+    fn lock_reply(&mut self, question: &Question) -> Result<Reply, Failure> {
+        match (self.mutation, &question.ask) {
+            (Some(Mutation::VerifyAssumed), Ask::Verify) => {
+                return Ok(Reply::Current { deadline: self.now });
             }
-            Operation::AcquirePermit { .. } => Permit::Denied("another node holds it".to_owned()),
-            Operation::RecheckPermit if self.permit_held => {
-                if let Some(process) = &mut self.process {
-                    process.permit_checked = true;
-                }
-                Permit::Granted("default".to_owned())
-            }
-            Operation::RecheckPermit => Permit::Lost("it was taken away".to_owned()),
-            _ => {
-                self.permit_held = false;
-                Permit::Released
-            }
+            (Some(Mutation::ConfirmLost), Ask::Confirm) => return Ok(Reply::Released { was_held: true }),
+            _ => {}
+        }
+        if self.lock.reachable {
+            Ok(self.ask_lock(question))
+        } else {
+            Err(Failure::new(FailureKind::Network, "no answer"))
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::server::{Quality, Server};
 use super::{Action, End, World, identity};
-use machine::{Command, Mode, Operation, Strategy};
+use machine::{Ask, Command, Mode, Operation, Strategy};
 use protocol::status::StateName;
 use protocol::wire::EventKind;
 
@@ -56,4 +56,47 @@ pub fn reply(world: &mut World, command: Command) -> String {
 
 pub fn events(world: &World) -> Vec<EventKind> {
     world.record().events.iter().map(|event| event.kind).collect()
+}
+
+/// The first word of an operation; of a question to the lock, the question.
+pub fn word(operation: &Operation) -> String {
+    let text = match operation {
+        Operation::AskLock(question) => format!("{:?}", question.ask),
+        operation => format!("{operation:?}"),
+    };
+    text.split([' ', '{']).next().unwrap().to_owned()
+}
+
+pub fn reboots(operation: &Operation) -> bool {
+    matches!(operation, Operation::Reboot)
+}
+
+pub fn prepares(operation: &Operation) -> bool {
+    matches!(operation, Operation::PrepareReboot { .. })
+}
+
+pub fn asks(wanted: &Ask) -> impl Fn(&Operation) -> bool {
+    move |operation| matches!(operation, Operation::AskLock(question) if question.ask == *wanted)
+}
+
+/// The operations from here to the reboot, by their first words.
+pub fn way_to_reboot(world: &mut World) -> Vec<String> {
+    let mut seen = Vec::new();
+    for _ in 0..60 {
+        match world.operation() {
+            Some(operation) => {
+                seen.push(word(&operation));
+                if reboots(&operation) {
+                    return seen;
+                }
+                world.finish(End::Well).unwrap();
+            }
+            None => world.pass(60).unwrap(),
+        }
+    }
+    panic!("it never reboots: {seen:?}");
+}
+
+pub fn waits_for(world: &World) -> String {
+    world.state().unwrap().waiting().map(ToString::to_string).unwrap_or_default()
 }
