@@ -44,7 +44,7 @@ pub const KEYS: &[Key] = &[
     key(
         "reboot.windows",
         Some("[]"),
-        "when strategy window may reboot: [{ days = [\"sat\"], start = \"02:00\", length_s = 7200 }]; no days is every day",
+        "when strategy window may reboot, and strategy lock where there are any: [{ days = [\"sat\"], start = \"02:00\", length_s = 7200 }]; no days is every day",
     ),
     key(
         "reboot.time_zone",
