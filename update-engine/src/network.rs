@@ -10,8 +10,9 @@ pub mod error;
 pub mod metadata;
 pub mod payload;
 pub mod source;
+// Its server serves the tests of other modules too.
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use crate::config::settings::Download;
 use backoff::Backoff;

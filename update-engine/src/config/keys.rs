@@ -67,6 +67,24 @@ pub const KEYS: &[Key] = &[
         "whether users who are logged in are warned of a reboot on their terminals",
     ),
     key(
+        "reboot.alerts.url",
+        None,
+        "the base address of a Prometheus HTTP API, as in https://prometheus.example.org; alerts that fire hold a reboot, and so does no answer; nothing is asked if not set",
+    ),
+    key(
+        "reboot.alerts.query",
+        Some("'ALERTS{alertstate=\"firing\"}'"),
+        "what is asked, in PromQL: every sample of the answer holds the reboot, whatever its value",
+    ),
+    key("reboot.alerts.ignore", Some("[]"), "names of alerts that hold no reboot, as in [\"Watchdog\"]"),
+    key("reboot.alerts.timeout_s", Some("10"), "seconds in which the whole answer must have come"),
+    key("reboot.alerts.token_file", None, "the file with a bearer token for it, read for each question"),
+    key(
+        "reboot.alerts.ca",
+        None,
+        "a PEM file with the authorities that sign its certificate; those of the system, if not set",
+    ),
+    key(
         "lock.backend",
         Some("\"server\""),
         "who keeps the reboot lock for strategy lock: server (the update server), etcd or fleetlock",

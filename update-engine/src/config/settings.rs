@@ -1,5 +1,6 @@
 //! The last stage of configuration: domain types. What is here was checked once and is not checked again.
 
+mod alerts;
 mod lock;
 
 use super::keys::{self, Key};
@@ -15,6 +16,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use alerts::Alerts;
 pub use lock::{Etcd, Lock, LockBackend, Login, endpoint};
 
 /// Everything an operator can set.
@@ -28,7 +30,7 @@ pub struct Settings {
     pub root: PathBuf,
     /// `[state] dir`
     pub state_dir: PathBuf,
-    /// `[reboot] command` and `warn`.
+    /// `[reboot]` but for when, which is in the policy.
     pub reboot: Reboot,
     /// `[lock]`
     pub lock: Lock,
@@ -90,6 +92,8 @@ pub struct Reboot {
     pub command: Option<Vec<String>>,
     /// Whether users are warned.
     pub warn: bool,
+    /// `[reboot.alerts]`; none asked where not set.
+    pub alerts: Option<Alerts>,
 }
 
 /// What the node's owner has run.
@@ -164,7 +168,11 @@ impl Settings {
             },
             root: read.path("trust.root")?,
             state_dir: state_dir(merged)?,
-            reboot: Reboot { command: read.command()?, warn: read.required("reboot.warn")? },
+            reboot: Reboot {
+                command: read.command()?,
+                warn: read.required("reboot.warn")?,
+                alerts: read.alerts()?,
+            },
             lock: read.lock()?,
             hooks: Hooks {
                 dir: read.path("hooks.dir")?,

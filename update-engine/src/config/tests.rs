@@ -148,6 +148,26 @@ fn every_mistake_names_its_place() {
             "/etc/node.toml:3: lock.deadline_s: expected at least lock.timeout_s (10), found 9",
         ),
         ("[lock]\nzone = \"a b\"\n", "/etc/node.toml:2: lock.zone: not a valid zone"),
+        (
+            "[reboot.alerts]\nignore = [\"Watchdog\"]\n",
+            "/etc/node.toml:2: reboot.alerts.ignore: it needs reboot.alerts.url, found nothing there",
+        ),
+        (
+            "[reboot.alerts]\nurl = \"http://u:secret@p\"\n",
+            "/etc/node.toml:2: reboot.alerts.url: expected an address without user and password",
+        ),
+        (
+            "[reboot.alerts]\nurl = \"http://p\"\nquery = \" \"\n",
+            "/etc/node.toml:3: reboot.alerts.query: expected a query in PromQL",
+        ),
+        (
+            "[reboot.alerts]\nurl = \"http://p\"\nignore = [\"\"]\n",
+            "/etc/node.toml:3: reboot.alerts.ignore: expected names of alerts",
+        ),
+        (
+            "[reboot.alerts]\nurl = \"http://p\"\ntimeout_s = 0\n",
+            "/etc/node.toml:3: reboot.alerts.timeout_s: expected a number from 1 to 300, found 0",
+        ),
         ("[trust]\nroot = \"\"\n", "/etc/node.toml:2: trust.root: expected a path"),
         ("[download]\nstall_timeout_s = 0\n", "expected a number from 1 to 3600, found 0"),
     ];
@@ -257,6 +277,28 @@ fn a_lock_is_read_with_what_its_backend_needs() {
     assert_eq!(fleet_lock.group.as_str(), "g");
     let LockBackend::FleetLock { base_url } = fleet_lock.backend else { panic!() };
     assert_eq!(base_url.as_str(), "http://l/b/");
+}
+
+#[test]
+fn alerts_are_asked_for_where_a_server_is_set() {
+    assert!(settings(NEEDED).unwrap().reboot.alerts.is_none());
+    let alerts = |rest: &str| {
+        let text = format!("{NEEDED}[reboot.alerts]\nurl = \"https://p.example/prometheus\"\n{rest}");
+        settings(&text).unwrap().reboot.alerts.unwrap()
+    };
+    let plain = alerts("");
+    assert_eq!(plain.url.as_str(), "https://p.example/prometheus/");
+    assert_eq!(plain.query, "ALERTS{alertstate=\"firing\"}");
+    assert_eq!(
+        (plain.ignore.len(), plain.timeout.as_secs(), plain.token_file, plain.ca),
+        (0, 10, None, None)
+    );
+    let all = alerts(
+        "query = 'up == 0'\nignore = [\"Watchdog\"]\ntimeout_s = 3\ntoken_file = \"t\"\nca = \"/c\"\n",
+    );
+    assert_eq!((all.query.as_str(), all.timeout.as_secs()), ("up == 0", 3));
+    assert!(all.ignore.contains("Watchdog"));
+    assert_eq!((all.token_file.unwrap(), all.ca.unwrap()), ("/etc/t".into(), "/c".into()));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! A client and a server that does everything wrong.
 
-mod hostile;
+pub(crate) mod hostile;
 
 use super::payload::{Payload, Piece};
 use super::source::{Cancelled, NetworkBytes};

@@ -1,5 +1,6 @@
 //! The engine against a logind and a systemd made up for it, on a bus of its own.
 
+mod alerts;
 mod logind;
 mod systemd;
 

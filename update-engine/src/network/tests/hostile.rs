@@ -8,22 +8,22 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
 /// The bytes of the file that the servers hold.
-pub(super) fn content(size: u64) -> Vec<u8> {
+pub(crate) fn content(size: u64) -> Vec<u8> {
     (0..size).map(|i| ((i.wrapping_mul(2_654_435_761)) >> 13).to_le_bytes()[0]).collect()
 }
 
 /// What was asked.
 #[derive(Clone, Debug)]
-pub(super) struct Request {
-    pub(super) method: String,
-    pub(super) path: String,
-    pub(super) range: Option<Range<u64>>,
-    pub(super) authorization: Option<String>,
+pub(crate) struct Request {
+    pub(crate) method: String,
+    pub(crate) path: String,
+    pub(crate) range: Option<Range<u64>>,
+    pub(crate) authorization: Option<String>,
 }
 
 /// What is answered.
 #[derive(Clone, Debug)]
-pub(super) struct Answer {
+pub(crate) struct Answer {
     head: String,
     body: Vec<u8>,
     chunked: bool,
@@ -38,18 +38,18 @@ impl Answer {
         Self { head, body, chunked: false, cut: None, hang: None }
     }
 
-    pub(super) fn status(status: u16, headers: &[(&str, &str)]) -> Self {
+    pub(crate) fn status(status: u16, headers: &[(&str, &str)]) -> Self {
         let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
         Self::new(format!("HTTP/1.1 {status} X\r\nContent-Length: 0\r\n{headers}"), Vec::new())
     }
 
-    pub(super) fn json(status: u16, text: &str) -> Self {
+    pub(crate) fn json(status: u16, text: &str) -> Self {
         let head = format!("HTTP/1.1 {status} X\r\nContent-Length: {}\r\n", text.len());
         Self::new(head, text.as_bytes().to_vec())
     }
 
     /// An honest answer to a range request.
-    pub(super) fn range(request: &Request, size: u64) -> Self {
+    pub(crate) fn range(request: &Request, size: u64) -> Self {
         let range = request.range.clone().unwrap();
         let head = format!(
             "HTTP/1.1 206 X\r\nContent-Length: {}\r\nContent-Range: bytes {}-{}/{size}\r\n",
@@ -61,27 +61,27 @@ impl Answer {
     }
 
     /// The whole file.
-    pub(super) fn whole(size: u64) -> Self {
+    pub(crate) fn whole(size: u64) -> Self {
         Self::new(format!("HTTP/1.1 200 X\r\nContent-Length: {size}\r\n"), content(size))
     }
 
     /// A body of unknown length; `says` is the range of its header.
-    pub(super) fn chunked(status: u16, says: Option<Range<u64>>, size: u64, sends: Range<u64>) -> Self {
+    pub(crate) fn chunked(status: u16, says: Option<Range<u64>>, size: u64, sends: Range<u64>) -> Self {
         let says = says.map(|r| format!("Content-Range: bytes {}-{}/{size}\r\n", r.start, r.end - 1));
         let head =
             format!("HTTP/1.1 {status} X\r\nTransfer-Encoding: chunked\r\n{}", says.unwrap_or_default());
         Self { chunked: true, ..Self::new(head, part(sends, size)) }
     }
 
-    pub(super) fn silence() -> Self {
+    pub(crate) fn silence() -> Self {
         Self { hang: Some(0), ..Self::new(String::new(), Vec::new()) }
     }
 
-    pub(super) fn cut_after(self, bytes: usize) -> Self {
+    pub(crate) fn cut_after(self, bytes: usize) -> Self {
         Self { cut: Some(bytes), ..self }
     }
 
-    pub(super) fn hang_after(self, bytes: usize) -> Self {
+    pub(crate) fn hang_after(self, bytes: usize) -> Self {
         Self { hang: Some(bytes), ..self }
     }
 
@@ -119,7 +119,7 @@ fn part(range: Range<u64>, size: u64) -> Vec<u8> {
 type Handler = dyn Fn(usize, &Request) -> Answer + Send + Sync;
 
 /// A running server; it ends when it is dropped.
-pub(super) struct Server {
+pub(crate) struct Server {
     address: std::net::SocketAddr,
     requests: Arc<Mutex<Vec<Request>>>,
     finished: Arc<AtomicUsize>,
@@ -134,7 +134,7 @@ impl Drop for Server {
 
 impl Server {
     /// Starts a server; `handler` is given the number of the request, from 0, and the request.
-    pub(super) async fn start(handler: impl Fn(usize, &Request) -> Answer + Send + Sync + 'static) -> Self {
+    pub(crate) async fn start(handler: impl Fn(usize, &Request) -> Answer + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let requests = Arc::new(Mutex::new(Vec::new()));
@@ -150,16 +150,16 @@ impl Server {
         Self { address, requests, finished, task }
     }
 
-    pub(super) fn url(&self) -> reqwest::Url {
+    pub(crate) fn url(&self) -> reqwest::Url {
         format!("http://{}/", self.address).parse().unwrap()
     }
 
-    pub(super) fn requests(&self) -> Vec<Request> {
+    pub(crate) fn requests(&self) -> Vec<Request> {
         self.requests.lock().unwrap().clone()
     }
 
     /// How many answers were sent to their end.
-    pub(super) fn finished_answers(&self) -> usize {
+    pub(crate) fn finished_answers(&self) -> usize {
         self.finished.load(Ordering::Relaxed)
     }
 }
