@@ -11,6 +11,7 @@ use crate::operations::{Hooks, Locking, Operations, Rebooting};
 use crate::pause::Pause;
 use crate::slots::{Media, Slots, SlotsError};
 use crate::state::{StateError, StateFolder};
+use crate::system::alerts::Alerts;
 use crate::system::bus::Bus;
 use crate::system::disk::{DiscoveryError, Root, find};
 use crate::system::evidence::{self, Places};
@@ -224,6 +225,7 @@ fn operations(
         rebooting: Rebooting {
             command: settings.reboot.command.clone(),
             bus: Bus::system(),
+            alerts: settings.reboot.alerts.clone().map(Alerts::new),
             warn: settings.reboot.warn,
             hold_max: Duration::from_secs(settings.policy.hold_max_s.into()),
             warnings: Mutex::new(Warnings::default()),

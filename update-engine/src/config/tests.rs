@@ -96,6 +96,19 @@ fn the_settle_time_leaves_time_to_boot() {
     }
 }
 
+/// What is wrong with each of these files, completed where they lack what is required, is told with this.
+fn each_is_told(cases: &[(&str, &str)]) {
+    for &(text, part) in cases {
+        let text = if text.contains("[server]") || text.contains("server =") {
+            text.to_owned()
+        } else {
+            format!("{text}{NEEDED}")
+        };
+        let error = settings(&text).unwrap_err();
+        assert!(error.contains(part), "{text:?}: {error}");
+    }
+}
+
 #[test]
 fn every_mistake_names_its_place() {
     let cases = [
@@ -148,6 +161,24 @@ fn every_mistake_names_its_place() {
             "/etc/node.toml:3: lock.deadline_s: expected at least lock.timeout_s (10), found 9",
         ),
         ("[lock]\nzone = \"a b\"\n", "/etc/node.toml:2: lock.zone: not a valid zone"),
+        ("[trust]\nroot = \"\"\n", "/etc/node.toml:2: trust.root: expected a path"),
+        ("[download]\nstall_timeout_s = 0\n", "expected a number from 1 to 3600, found 0"),
+    ];
+    each_is_told(&cases);
+    for url in ["ftp://x/", "x", "http://x/?a=b", "http://x/#a"] {
+        let error = settings(&format!("[server]\nurl = {url:?}\n[identity]\nchannel = \"a\"\n")).unwrap_err();
+        assert!(error.contains("expected an http or https address"), "{error}");
+    }
+    assert!(
+        settings("[identity]\nchannel = \"a/b\"\n[server]\nurl = \"http://x\"\n")
+            .unwrap_err()
+            .contains(":2: ")
+    );
+}
+
+#[test]
+fn every_mistake_about_alerts_names_its_place() {
+    each_is_told(&[
         (
             "[reboot.alerts]\nignore = [\"Watchdog\"]\n",
             "/etc/node.toml:2: reboot.alerts.ignore: it needs reboot.alerts.url, found nothing there",
@@ -168,27 +199,7 @@ fn every_mistake_names_its_place() {
             "[reboot.alerts]\nurl = \"http://p\"\ntimeout_s = 0\n",
             "/etc/node.toml:3: reboot.alerts.timeout_s: expected a number from 1 to 300, found 0",
         ),
-        ("[trust]\nroot = \"\"\n", "/etc/node.toml:2: trust.root: expected a path"),
-        ("[download]\nstall_timeout_s = 0\n", "expected a number from 1 to 3600, found 0"),
-    ];
-    for (text, part) in cases {
-        let text = if text.contains("[server]") || text.contains("server =") {
-            text.to_owned()
-        } else {
-            format!("{text}{NEEDED}")
-        };
-        let error = settings(&text).unwrap_err();
-        assert!(error.contains(part), "{text:?}: {error}");
-    }
-    for url in ["ftp://x/", "x", "http://x/?a=b", "http://x/#a"] {
-        let error = settings(&format!("[server]\nurl = {url:?}\n[identity]\nchannel = \"a\"\n")).unwrap_err();
-        assert!(error.contains("expected an http or https address"), "{error}");
-    }
-    assert!(
-        settings("[identity]\nchannel = \"a/b\"\n[server]\nurl = \"http://x\"\n")
-            .unwrap_err()
-            .contains(":2: ")
-    );
+    ]);
 }
 
 #[test]

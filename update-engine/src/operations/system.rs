@@ -5,6 +5,7 @@ use super::{Context, Operations};
 use crate::error::chain;
 use crate::health;
 use crate::reboot::reboot;
+use crate::system::alerts::Alerts;
 use crate::system::bus::Bus;
 use crate::system::hooks::{self, Stage, Subject};
 use crate::system::logind::{self, Holders, Warnings};
@@ -33,6 +34,8 @@ pub struct Rebooting {
     pub command: Option<Vec<String>>,
     /// Where logind is.
     pub bus: Bus,
+    /// The alerts that hold a reboot, if any do.
+    pub alerts: Option<Alerts>,
     /// Whether users are warned.
     pub warn: bool,
     /// How long the machine respects who holds a reboot.
@@ -67,7 +70,8 @@ impl Operations {
     }
 
     /// Runs the pre-reboot hooks, then asks logind who holds the reboot. With `force` those who do are told, and hold it
-    /// no more.
+    /// no more. Alerts are looked for before the hooks, which would drain the node for nothing, and after them, as they take
+    /// their time.
     pub(super) async fn prepare_reboot(
         &self,
         context: &Context,
@@ -78,12 +82,18 @@ impl Operations {
         let running = context.facts.slot;
         let next = if *version == context.running { running } else { running.other() };
         let prepare = async {
+            if let Err(hold) = self.rebooting.alerts().await {
+                return Ok(Err(hold));
+            }
             if with_hooks {
                 let Hooks { dir, reboot_timeout, .. } = &self.hooks;
                 let subject = subject(next, version);
                 let ran = hooks::run(dir.as_deref(), Stage::PreReboot, &subject, *reboot_timeout).await;
                 if let Err(why) = ran {
                     return Ok(Err(Hold::new(HoldKind::Hook, why)));
+                }
+                if let Err(hold) = self.rebooting.alerts().await {
+                    return Ok(Err(hold));
                 }
             }
             Ok(if self.own_disk { self.rebooting.holders(version, force).await } else { Ok(()) })
@@ -112,6 +122,13 @@ impl Operations {
 }
 
 impl Rebooting {
+    async fn alerts(&self) -> Result<(), Hold> {
+        match &self.alerts {
+            Some(alerts) => alerts.blocking().await.map_err(|why| Hold::new(HoldKind::Alert, why)),
+            None => Ok(()),
+        }
+    }
+
     async fn holders(&self, version: &Version, force: bool) -> Result<(), Hold> {
         let holders = match logind::holders(&self.bus).await {
             Ok(holders) => holders,
