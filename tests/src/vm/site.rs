@@ -138,20 +138,37 @@ impl Site {
     /// # Errors
     /// Where its disk cannot be made.
     pub fn machine(&self) -> Result<Machine> {
-        let (root, boot) = self.images("1.0.0", Flaw::None)?;
-        let folder = self.world.folder().join("machine");
+        let images = self.images("1.0.0", Flaw::None)?;
+        self.machine_of(&images, "machine", &self.name)
+    }
+
+    /// So many machines that are off, each a node of its own, with 1.0.0 on slot A.
+    ///
+    /// # Errors
+    /// Where a disk cannot be made.
+    pub fn machines(&self, count: usize) -> Result<Vec<Machine>> {
+        let images = self.images("1.0.0", Flaw::None)?;
+        let one = |number| {
+            self.machine_of(&images, &format!("machine-{number}"), &format!("{}-{number}", self.name))
+        };
+        (1..=count).map(one).collect()
+    }
+
+    /// A machine with these images of root file system and boot partition; `name` names its logs.
+    fn machine_of(&self, (root, boot): &(PathBuf, PathBuf), folder: &str, name: &str) -> Result<Machine> {
+        let folder = self.world.folder().join(folder);
         std::fs::create_dir_all(&folder)?;
         let (disk, state) = (folder.join("disk.img"), folder.join("state.img"));
         write_state(&state)?;
         let loader = loader()?;
         let (sector, slot) = (self.settings.sector_size.to_string(), format!("{}M", ROOT_SIZE >> 20));
         let mut arguments = vec!["disk", "create", path(&disk)?, "--boot-select", path(&loader)?];
-        arguments.extend(["--root", path(&root)?, "--boot", path(&boot)?, "--state", path(&state)?]);
+        arguments.extend(["--root", path(root)?, "--boot", path(boot)?, "--state", path(&state)?]);
         arguments.extend(["--slot-size", &slot, "--boot-size", BOOT_SIZE, "--state-size", "32M"]);
         arguments.extend(["--sector-size", &sector]);
         self.world.image_tools(&arguments)?.ok()?;
         let hardware = Hardware { sector_size: self.settings.sector_size, ..Hardware::new(&disk) };
-        Machine::new(&self.name, &folder, hardware)
+        Machine::new(name, &folder, hardware)
     }
 
     /// Notes what was reached after how long: on stdout, and in `target/vm-logs/NAME.times`.

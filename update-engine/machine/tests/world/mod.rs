@@ -538,13 +538,14 @@ impl World {
                 check::operator(self, *command);
                 let so_far = self.log.len();
                 self.deliver(Event::Operator(*command))?;
-                let accepted = |line: &String| line.contains("Reply") && !line.contains("outcome: Declined");
-                let accepted = self.log[so_far..].iter().any(accepted);
-                if *command == Command::Cancel && accepted {
+                // Where the save fails there is none.
+                let reply = self.log[so_far..].iter().find(|line| line.contains("Reply"));
+                let declined = reply.is_some_and(|line| line.contains("outcome: Declined"));
+                if *command == Command::Cancel && reply.is_some() && !declined {
                     self.ledger.drained.clear();
                     self.ledger.looks = 0;
                 }
-                if *command == Command::Rollback && !accepted {
+                if *command == Command::Rollback && declined {
                     (self.ledger.failed, self.ledger.banned) = (failed, banned);
                 }
                 Ok(())
