@@ -33,11 +33,20 @@ pub struct Settings {
     pub data: usize,
     /// Bytes in a sector of the disk.
     pub sector_size: u32,
+    /// Further tables of the configuration.
+    pub config: String,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { tries: 2, strategy: "immediate", rate_limit: 0, data: 4 << 20, sector_size: 512 }
+        Self {
+            tries: 2,
+            strategy: "immediate",
+            rate_limit: 0,
+            data: 4 << 20,
+            sector_size: 512,
+            config: String::new(),
+        }
     }
 }
 
@@ -80,8 +89,8 @@ impl Site {
              [state]\ndir = \"/state/update-engine\"\n\n[disk]\ndevice = \"/dev/vda\"\n\n\
              [reboot]\nstrategy = \"{}\"\ncommand = [\"/bin/reboot-now\"]\n\n\
              [policy]\npoll_interval_s = 10\npoll_jitter_s = 0\nfirst_check_s = 1\nbackoff_first_s = 2\n\
-             tries = {}\n\n[download]\nrate_limit_bytes_per_s = {}\n\n[health]\ndeadline_s = 120\n",
-            settings.strategy, settings.tries, settings.rate_limit
+             tries = {}\n\n[download]\nrate_limit_bytes_per_s = {}\n\n[health]\ndeadline_s = 120\n\n{}",
+            settings.strategy, settings.tries, settings.rate_limit, settings.config
         );
         let times = File::create(logs()?.join(format!("{name}.times")))?;
         Ok(Self { world, name: name.to_owned(), guest, config, settings, began, times })

@@ -108,6 +108,15 @@ fn a_hook_that_fails_is_run_again_and_never_forced() {
 }
 
 #[test]
+fn a_person_who_asks_has_what_holds_looked_at_at_once() {
+    let mut world = held(Strategy::Immediate, HoldKind::Alert);
+    rest(&mut world);
+    assert_eq!(waits_for(&world), "alert: Alert 7");
+    reply(&mut world, Command::Check);
+    assert!(world.operation().as_ref().is_some_and(prepares), "{:?}", world.operation());
+}
+
+#[test]
 fn cancelled_while_it_is_prepared_the_flip_is_undone_and_the_next_time_begins_anew() {
     let mut world = daemon(Strategy::Immediate, &[Good]);
     until(&mut world, prepares);

@@ -54,6 +54,8 @@ impl Turn {
         let run = &mut self.state.run;
         run.probe_at = run.probe_at.map(|_| self.now);
         run.permit_at = None;
+        // Whoever mended a hook wants it run again now.
+        run.hold_until = None;
         run.checked = false;
         run.next_check = Some(self.now);
         run.interactive = true;
