@@ -6,6 +6,7 @@
 
 mod cloud_config;
 mod fragment;
+mod locksmith;
 #[cfg(test)]
 mod tests;
 mod update_conf;
@@ -165,6 +166,13 @@ pub struct Setting {
     pub line: usize,
 }
 
+impl Setting {
+    /// The table of its key, and its name there: in this order a fragment has each table once.
+    fn place(&self) -> (&'static str, &'static str) {
+        self.key.rsplit_once('.').unwrap_or(("", self.key))
+    }
+}
+
 /// A translated configuration.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Imported {
@@ -248,7 +256,7 @@ pub fn import(text: &str) -> Result<Imported, ImportError> {
     } else {
         return Err(ImportError::Unknown);
     };
-    imported.settings.sort_by_key(|setting| setting.key);
+    imported.settings.sort_by_key(Setting::place);
     imported.notes.sort_by_key(|note| (note.line.is_none(), note.line));
     imported.check().map_err(ImportError::Result)?;
     Ok(imported)

@@ -45,8 +45,11 @@ fn key(section: &str, name: &str) -> Option<Key> {
         ("locksmith", "window-start") => Key::WindowStart,
         ("locksmith", "window-length") => Key::WindowLength,
         ("locksmith", "endpoint") => Key::Endpoint,
-        ("locksmith", "etcd-cafile" | "etcd-certfile" | "etcd-keyfile") => Key::EtcdTls,
-        ("locksmith", "etcd-username" | "etcd-password") => Key::EtcdLogin,
+        ("locksmith", "etcd-cafile") => Key::EtcdCa,
+        ("locksmith", "etcd-certfile") => Key::EtcdCert,
+        ("locksmith", "etcd-keyfile") => Key::EtcdPrivate,
+        ("locksmith", "etcd-username") => Key::EtcdUser,
+        ("locksmith", "etcd-password") => Key::EtcdPassword,
         _ => return None,
     })
 }

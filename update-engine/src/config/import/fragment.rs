@@ -27,7 +27,7 @@ impl Imported {
         }
         let mut table = "";
         for setting in &self.settings {
-            let (place, name) = setting.key.split_once('.').unwrap_or(("", setting.key));
+            let (place, name) = setting.place();
             if place != table {
                 let _ = write!(text, "\n[{place}]\n");
                 table = place;

@@ -1,11 +1,14 @@
 //! What becomes of each key; that every key of a source is either taken over or named; whole fragments as snapshots.
 
+mod lock;
+
 use super::{Format, ImportError, Imported, NoteKind, import};
 use crate::config::fragment::Fragment;
 use std::path::Path;
 
 const CLOUD_CONFIG: &str = include_str!("samples/cloud-config.yml");
 const UPDATE_CONF: &str = include_str!("samples/update.conf");
+const LOCKSMITH: &str = include_str!("samples/locksmith.conf");
 const ZINCATI: &str = include_str!("samples/zincati.toml");
 
 fn value(imported: &Imported, key: &str) -> String {
@@ -21,6 +24,7 @@ fn whole_fragments() {
     insta::assert_snapshot!(import(CLOUD_CONFIG).unwrap().fragment("user-data"));
     insta::assert_snapshot!(import(UPDATE_CONF).unwrap().fragment("update.conf"));
     insta::assert_snapshot!(import(ZINCATI).unwrap().fragment("55-site.toml"));
+    insta::assert_snapshot!(import(LOCKSMITH).unwrap().fragment("locksmith.conf"));
 }
 
 #[test]
@@ -178,7 +182,9 @@ fn strategies_and_windows() {
             "[{ days = [\"thu\"], length_s = 601200, start = \"23:00\" }]",
         ),
         ("off", "14:00", "1h", "\"off\"", "-"),
-        ("etcd-lock", "14:00", "1h", "\"lock\"", "-"),
+        ("etcd-lock", "14:00", "1h", "\"lock\"", "[{ length_s = 3600, start = \"14:00\" }]"),
+        ("etcd-lock", "14:00", "1d", "\"off\"", "-"),
+        ("best-effort", "", "1h", "\"off\"", "-"),
         // A window that is not understood must not become "at any time".
         ("reboot", "14:00", "", "\"off\"", "-"),
         ("reboot", "", "1h", "\"off\"", "-"),
@@ -237,7 +243,11 @@ fn zincatis_strategies_and_windows() {
     };
     let cases = [
         ("[updates]\nstrategy = \"immediate\"\n".to_owned(), "\"immediate\""),
-        ("[updates]\nstrategy = \"fleet_lock\"\n".to_owned(), "\"lock\""),
+        ("[updates]\nstrategy = \"fleet_lock\"\n".to_owned(), "\"off\""),
+        (
+            "[updates]\nstrategy = \"fleet_lock\"\nfleet_lock.base_url = \"http://lock:8080\"\n".to_owned(),
+            "\"lock\"",
+        ),
         ("[updates]\nstrategy = \"marker_file\"\n".to_owned(), "-"),
         ("[updates]\nenabled = true\n".to_owned(), "-"),
         ("[updates]\nenabled = false\n".to_owned(), "\"off\""),
@@ -288,6 +298,7 @@ fn nothing_is_dropped_in_silence() {
                 ("coreos.etcd2", 11),
                 ("coreos.update.server", 14),
                 ("coreos.locksmith.endpoint", 19),
+                ("coreos.locksmith.group", 20),
                 ("coreos.locksmith.etcd_cafile", 21),
                 ("coreos.units", 23),
                 ("write_files", 26),
@@ -297,9 +308,6 @@ fn nothing_is_dropped_in_silence() {
             UPDATE_CONF,
             &[
                 ("SERVER", 3),
-                ("LOCKSMITHD_ENDPOINT", 5),
-                ("LOCKSMITHD_REBOOT_WINDOW_START", 7),
-                ("LOCKSMITHD_REBOOT_WINDOW_LENGTH", 8),
                 ("LOCKSMITHD_ETCD_PASSWORD", 9),
                 ("MACHINE_ALIAS", 10),
                 ("FLATCAR_RELEASE_VERSION", 11),
@@ -330,26 +338,12 @@ fn nothing_is_dropped_in_silence() {
     assert!(!secret.contains("hunter2"), "a password is repeated");
 }
 
-#[test]
-fn a_lock_that_this_version_does_not_grant_is_named() {
-    for text in [
-        "REBOOT_STRATEGY=etcd-lock\n",
-        "#cloud-config\ncoreos:\n  update:\n    reboot-strategy: best-effort\n",
-        "[updates]\nstrategy = \"fleet_lock\"\n",
-    ] {
-        let imported = import(text).unwrap();
-        assert_eq!(value(&imported, "reboot.strategy"), "\"lock\"", "{text}");
-        let warned = |note: &super::Note| {
-            note.kind == NoteKind::Changed && note.text.contains("with lock nothing is ever activated")
-        };
-        assert!(imported.notes.iter().any(warned), "{text}: {:?}", imported.notes);
-    }
-}
-
 /// `SERVER=disabled` is how Flatcar's updates are turned off.
 #[test]
 fn updates_that_were_turned_off_reboot_nothing() {
-    for (strategy, start) in [("reboot", ""), ("etcd-lock", ""), ("off", ""), ("", ""), ("reboot", "14:00")] {
+    for (strategy, start) in
+        [("reboot", ""), ("etcd-lock", ""), ("best-effort", ""), ("off", ""), ("", ""), ("reboot", "14:00")]
+    {
         let mut conf = "SERVER=disabled\n".to_owned();
         let mut yaml = "#cloud-config\ncoreos:\n  update:\n    server: disabled\n".to_owned();
         if !strategy.is_empty() {
@@ -377,7 +371,8 @@ fn what_means_something_else_is_named() {
     let imported = import(UPDATE_CONF).unwrap();
     assert_eq!(noted(&imported, "GROUP"), Some(NoteKind::Changed));
     assert_eq!(value(&imported, "identity.channel"), "\"stable\"");
-    assert_eq!(value(&imported, "identity.group"), "\"rack-1\"");
+    assert_eq!(value(&imported, "lock.group"), "\"rack-1\"");
+    assert_eq!(value(&imported, "identity.group"), "-", "locksmith's group is nothing but that of the lock");
     assert_eq!(value(&imported, "server.url"), "-", "an Omaha server is no Flipside server");
     let nothing = import("GROUP=alpha\n").unwrap();
     assert_eq!(noted(&nothing, "REBOOT_STRATEGY"), Some(NoteKind::Default));

@@ -1,8 +1,9 @@
 //! An `update.conf`, and what it has in common with a `#cloud-config`: CoreOS's update engine and locksmith.
 
+use super::locksmith::{Semaphore, moved};
 use super::window::{Halves, locksmith};
 use super::{Entry, Format, Imported, Value};
-use protocol::id::{Channel, Group};
+use protocol::id::Channel;
 use toml::Value as Toml;
 
 /// Is it one? Lines of `KEY=VALUE` with upper-case keys, and comments; or any lines, where a key that is known is among
@@ -36,9 +37,6 @@ fn entry(line: &str) -> Option<(&str, &str)> {
 pub(super) const NO_UPDATES: &str = "it turned updates off, for which there is no setting: with strategy off they are installed and activated, \
      and the reboot is yours. To have none, disable update-engine.service";
 
-/// What whoever had a lock must know.
-pub(super) const NO_LOCK: &str = "this version grants no permits yet, so with lock nothing is ever activated: until then set off, immediate or window";
-
 /// The keys that both formats know, under different names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Key {
@@ -50,8 +48,11 @@ pub(super) enum Key {
     WindowStart,
     WindowLength,
     Endpoint,
-    EtcdTls,
-    EtcdLogin,
+    EtcdCa,
+    EtcdCert,
+    EtcdPrivate,
+    EtcdUser,
+    EtcdPassword,
 }
 
 pub(super) fn import(text: &str) -> Imported {
@@ -90,8 +91,11 @@ fn known(key: &str) -> Option<Key> {
         "LOCKSMITHD_REBOOT_WINDOW_START" | "REBOOT_WINDOW_START" => Key::WindowStart,
         "LOCKSMITHD_REBOOT_WINDOW_LENGTH" | "REBOOT_WINDOW_LENGTH" => Key::WindowLength,
         "LOCKSMITHD_ENDPOINT" => Key::Endpoint,
-        "LOCKSMITHD_ETCD_CAFILE" | "LOCKSMITHD_ETCD_CERTFILE" | "LOCKSMITHD_ETCD_KEYFILE" => Key::EtcdTls,
-        "LOCKSMITHD_ETCD_USERNAME" | "LOCKSMITHD_ETCD_PASSWORD" => Key::EtcdLogin,
+        "LOCKSMITHD_ETCD_CAFILE" => Key::EtcdCa,
+        "LOCKSMITHD_ETCD_CERTFILE" => Key::EtcdCert,
+        "LOCKSMITHD_ETCD_KEYFILE" => Key::EtcdPrivate,
+        "LOCKSMITHD_ETCD_USERNAME" => Key::EtcdUser,
+        "LOCKSMITHD_ETCD_PASSWORD" => Key::EtcdPassword,
         _ => return None,
     })
 }
@@ -108,12 +112,13 @@ fn reason(key: &str) -> &'static str {
     }
 }
 
-/// What has to be seen together before it can be translated: strategy and window.
+/// What has to be seen together before it can be translated: strategy, window and lock.
 #[derive(Debug, Default)]
 pub(super) struct Locksmith {
     strategy: Option<Entry>,
     start: Option<Entry>,
     length: Option<Entry>,
+    semaphore: Semaphore,
     /// The server is `disabled`: Flatcar's way to say that nothing is to be updated.
     disabled: Option<Entry>,
     /// A line is not understood, which may have been its window, or its server.
@@ -129,7 +134,15 @@ impl Locksmith {
             Key::Server if entry.value.text().is_some_and(|text| text.eq_ignore_ascii_case("disabled")) => {
                 &mut self.disabled
             }
-            _ => return direct(imported, key, entry),
+            Key::Group | Key::Server => return direct(imported, key, entry),
+            _ => match self.semaphore.place(key) {
+                // Locksmith takes an empty one as one that is not set.
+                Some(_) if entry.value.text() == Some("") => {
+                    return imported.not_taken(entry, "it is empty, which is as if it were not there");
+                }
+                Some(place) => place,
+                None => return,
+            },
         };
         if let Some(old) = place.replace(entry.clone()) {
             imported.not_taken(&old, format!("{} in line {} is used instead", entry.key, entry.line));
@@ -139,7 +152,9 @@ impl Locksmith {
     /// Decides on the strategy, once everything was read.
     pub(super) fn finish(mut self, imported: &mut Imported, name: &str) {
         let window = self.window(imported);
+        let semaphore = std::mem::take(&mut self.semaphore);
         if let Some(disabled) = self.disabled.take() {
+            semaphore.leave(imported, "the server is disabled, so reboot.strategy is off");
             return self.no_updates(imported, &disabled, window);
         }
         let Some(strategy) = self.strategy.take() else {
@@ -147,31 +162,23 @@ impl Locksmith {
                 name,
                 "not set: there a machine rebooted by itself, here the default is off (activated, and the reboot is yours)",
             );
-            return match window {
-                Window::None => {}
-                Window::Some(entries, _) | Window::Unclear(entries) => {
-                    entries
-                        .iter()
-                        .for_each(|entry| imported.not_taken(entry, "no strategy that it would bind"));
-                }
-            };
+            semaphore.leave(imported, NOT_ASKED);
+            return drop_window(imported, window, "no strategy that it would bind");
         };
-        match strategy.value.text().map(str::to_ascii_lowercase).as_deref() {
+        let word = strategy.value.text().map(str::to_ascii_lowercase).unwrap_or_default();
+        match word.as_str() {
+            "etcd-lock" => return lock(imported, &strategy, window, semaphore, ""),
+            "best-effort" => {
+                let why =
+                    "it rebooted without a lock where no etcd ran, and here the permit is always needed; ";
+                return lock(imported, &strategy, window, semaphore, why);
+            }
+            _ => semaphore.leave(imported, NOT_ASKED),
+        }
+        match word.as_str() {
             // YAML 1.1 made a boolean of an unquoted off; false itself was once accepted.
-            Some("off" | "false" | "no") => self.off(imported, &strategy, window),
-            Some("reboot") => reboot(imported, &strategy, window),
-            Some("etcd-lock") => lock(
-                imported,
-                &strategy,
-                window,
-                "the permit comes from the group's reboot lock and no longer from locksmith's semaphore in etcd",
-            ),
-            Some("best-effort") => lock(
-                imported,
-                &strategy,
-                window,
-                "it rebooted without a lock where no etcd ran; here the permit is always needed",
-            ),
+            "off" | "false" | "no" => self.off(imported, &strategy, window),
+            "reboot" => reboot(imported, &strategy, window),
             _ => {
                 let text = format!(
                     "expected off, reboot, etcd-lock or best-effort, found {}; reboot.strategy is left at off",
@@ -247,15 +254,22 @@ fn drop_window(imported: &mut Imported, window: Window, why: &str) {
     }
 }
 
+/// It binds every strategy of locksmith's, the lock included.
+fn set_window(imported: &mut Imported, window: Window) {
+    if let Window::Some(entries, window) = window
+        && let Some(start) = entries.first()
+    {
+        imported.set("reboot.windows", Toml::Array(vec![window]), start);
+        imported.set("reboot.time_zone", "system", start);
+    }
+}
+
 fn reboot(imported: &mut Imported, strategy: &Entry, window: Window) {
     match window {
         Window::None => imported.set("reboot.strategy", "immediate", strategy),
-        Window::Some(entries, window) => {
+        window @ Window::Some(..) => {
             imported.set("reboot.strategy", "window", strategy);
-            if let Some(start) = entries.first() {
-                imported.set("reboot.windows", Toml::Array(vec![window]), start);
-                imported.set("reboot.time_zone", "system", start);
-            }
+            set_window(imported, window);
         }
         Window::Unclear(_) => {
             imported.set("reboot.strategy", "off", strategy);
@@ -268,39 +282,50 @@ fn reboot(imported: &mut Imported, strategy: &Entry, window: Window) {
     }
 }
 
-fn lock(imported: &mut Imported, strategy: &Entry, window: Window, why: &str) {
-    imported.set("reboot.strategy", "lock", strategy);
-    imported.changed(strategy, format!("{why}; {NO_LOCK}"));
-    drop_window(
-        imported,
-        window,
-        "with strategy lock the windows belong to the group's lock policy, on the server",
-    );
+/// Why what belongs to the lock is left out.
+const NOT_ASKED: &str = "only reboot-strategy etcd-lock asks this lock";
+
+/// The lock, unless it would have the machine reboot when it may not.
+fn lock(imported: &mut Imported, strategy: &Entry, window: Window, semaphore: Semaphore, why: &str) {
+    let off = |imported: &mut Imported, problem: String| {
+        imported.set("reboot.strategy", "off", strategy);
+        imported.changed(strategy, format!("off instead of lock: {problem}"));
+    };
+    let group = match semaphore.take(imported, strategy) {
+        Ok(group) => group,
+        Err(problem) => {
+            off(imported, problem);
+            return drop_window(imported, window, "reboot.strategy is off");
+        }
+    };
+    let moved = moved(&group);
+    match window {
+        Window::Unclear(_) => off(
+            imported,
+            format!(
+                "its window, or a line that may be one, is not understood, and without a window it would reboot at any \
+                 time; {why}{moved}"
+            ),
+        ),
+        window => {
+            imported.set("reboot.strategy", "lock", strategy);
+            imported.changed(strategy, format!("{why}{moved}"));
+            set_window(imported, window);
+        }
+    }
 }
 
 fn direct(imported: &mut Imported, key: Key, entry: &Entry) {
     match key {
-        Key::Group => {
-            if imported.name::<Channel>("identity.channel", entry) {
-                imported.changed(
-                    entry,
-                    "it names a release line, which is a channel here; identity.group, the set of nodes, is another setting",
-                );
-            }
-        }
-        Key::LockGroup => {
-            if imported.name::<Group>("identity.group", entry) {
-                imported.changed(entry, "the group counts for rollouts as well as for reboots");
-            }
-        }
+        // One that is no name here is told already.
+        Key::Group if imported.name::<Channel>("identity.channel", entry) => imported.changed(
+            entry,
+            "it names a release line, which is a channel here; identity.group, the set of nodes, is another setting",
+        ),
         Key::Server => imported.not_taken(
             entry,
             "it speaks Omaha, which no Flipside server does: set server.url to your update server",
         ),
-        Key::EtcdTls | Key::EtcdLogin | Key::Endpoint => imported.not_taken(
-            entry,
-            "the reboot lock of locksmith cannot be shared: both would count for themselves. Its etcd is not used",
-        ),
-        Key::Strategy | Key::WindowStart | Key::WindowLength => {}
+        _ => {}
     }
 }

@@ -1,6 +1,6 @@
 //! A TOML fragment of Zincati: identity, updates, cincinnati, agent.
 
-use super::update_conf::{NO_LOCK, NO_UPDATES};
+use super::update_conf::NO_UPDATES;
 use super::window::zincati;
 use super::{Entry, Format, ImportError, Imported, Value};
 use protocol::id::Group;
@@ -100,7 +100,10 @@ pub(super) fn import(entries: Vec<Entry>) -> Imported {
     for entry in entries {
         match entry.key.as_str() {
             "identity.group" => {
-                imported.name::<Group>("identity.group", &entry);
+                plan.group = match imported.name::<Group>("identity.group", &entry) {
+                    true => Own::Is(entry.value.text().unwrap_or_default().to_owned()),
+                    false => Own::Lost,
+                };
             }
             "identity.node_uuid" => imported.not_taken(&entry, "a node makes its own id, on STATE"),
             "identity.rollout_wariness" => {
@@ -108,6 +111,7 @@ pub(super) fn import(entries: Vec<Entry>) -> Imported {
             }
             "updates.enabled" if entry.value.text() == Some("false") => plan.disabled = Some(entry),
             "updates.strategy" => plan.strategy = Some(entry),
+            "updates.fleet_lock.base_url" => plan.lock = Some(entry),
             "updates.periodic.window" => plan.windows = Some(entry),
             "updates.periodic.time_zone" => plan.zone = Some(entry),
             "agent.timing.steady_interval_secs" => interval(&mut imported, &entry),
@@ -139,9 +143,6 @@ fn not_taken(key: &str, value: Option<&str>) -> Option<&'static str> {
         ("updates.allow_downgrade", _) => {
             "a downgrade is authorised by the release's signed metadata, not by the node"
         }
-        ("updates.fleet_lock.base_url", _) => {
-            "the reboot lock is asked for from the update server; a FleetLock server elsewhere is no setting of this version"
-        }
         ("cincinnati.base_url", _) => {
             "a Cincinnati graph is no Flipside server: set server.url and identity.channel"
         }
@@ -161,7 +162,7 @@ fn interval(imported: &mut Imported, entry: &Entry) {
     }
 }
 
-/// What has to be seen together: strategy, windows, their time zone.
+/// What has to be seen together: strategy, windows, their time zone, the lock and its group.
 #[derive(Debug, Default)]
 struct Plan {
     /// `updates.enabled = false`.
@@ -169,50 +170,96 @@ struct Plan {
     strategy: Option<Entry>,
     windows: Option<Entry>,
     zone: Option<Entry>,
+    /// Where its FleetLock server is.
+    lock: Option<Entry>,
+    group: Own,
+}
+
+/// The node's own group.
+#[derive(Debug, Default)]
+enum Own {
+    /// Not said.
+    #[default]
+    Default,
+    /// A name here, too.
+    Is(String),
+    /// No name here.
+    Lost,
 }
 
 impl Plan {
     fn finish(self, imported: &mut Imported) {
-        let rest = |imported: &mut Imported, why: &str| {
-            for entry in [&self.windows, &self.zone].into_iter().flatten() {
-                imported.not_taken(entry, why);
-            }
-        };
+        const PERIODIC: &str = "it binds updates.strategy periodic only";
+        const FLEET_LOCK: &str = "only updates.strategy fleet_lock asks it";
+        let all = [&self.windows, &self.zone, &self.lock];
         if let Some(disabled) = &self.disabled {
             // No machine that was never updated may begin to reboot by itself.
             imported.set("reboot.strategy", "off", disabled);
             imported.changed(disabled, NO_UPDATES);
-            if let Some(strategy) = &self.strategy {
-                imported.not_taken(strategy, "updates are disabled, so reboot.strategy is off");
-            }
-            return rest(imported, "updates are disabled, so reboot.strategy is off");
+            let why = "updates are disabled, so reboot.strategy is off";
+            return leave(imported, [&self.strategy, &self.windows, &self.zone, &self.lock], why);
         }
         let Some(strategy) = &self.strategy else {
             imported.default_differs(
                 "updates.strategy",
                 "not set: there the default is immediate, here off (activated, and the reboot is yours)",
             );
-            return rest(imported, "it binds updates.strategy periodic, which is not set here");
+            return leave(imported, all, "it binds an updates.strategy that is not set here");
         };
         match strategy.value.text() {
             Some("immediate") => {
                 imported.set("reboot.strategy", "immediate", strategy);
-                rest(imported, "it binds updates.strategy periodic only");
+                leave(imported, [&self.windows, &self.zone], PERIODIC);
+                leave(imported, [&self.lock], FLEET_LOCK);
             }
             Some("fleet_lock") => {
-                imported.set("reboot.strategy", "lock", strategy);
-                let why = "the permit comes from the group's reboot lock on the update server";
-                imported.changed(strategy, format!("{why}; {NO_LOCK}"));
-                rest(imported, "it binds updates.strategy periodic only");
+                self.fleet_lock(imported, strategy);
+                leave(imported, [&self.windows, &self.zone], PERIODIC);
             }
-            Some("periodic") => self.periodic(imported, strategy),
+            Some("periodic") => {
+                self.periodic(imported, strategy);
+                leave(imported, [&self.lock], FLEET_LOCK);
+            }
             _ => {
                 let text = format!(
                     "expected immediate, fleet_lock or periodic, found {}; reboot.strategy is left at off",
                     strategy.value
                 );
                 imported.not_taken(strategy, text);
-                rest(imported, "reboot.strategy is left at off");
+                leave(imported, all, "reboot.strategy is left at off");
+            }
+        }
+    }
+
+    /// The same server is asked as before; where it is not known for sure, nothing reboots.
+    fn fleet_lock(&self, imported: &mut Imported, strategy: &Entry) {
+        let problem = match (&self.lock, &self.group) {
+            (_, Own::Lost) => Err("its group has no such name here".to_owned()),
+            (None, _) => Err("updates.fleet_lock.base_url is not set".to_owned()),
+            (Some(entry), group) => base_url(entry, group).map(|url| (entry, url)),
+        };
+        match problem {
+            Ok((entry, url)) => {
+                imported.set("reboot.strategy", "lock", strategy);
+                imported.set("lock.backend", "fleetlock", strategy);
+                if entry.value.text().map(|text| text.trim_end_matches('/'))
+                    != Some(url.trim_end_matches('/'))
+                {
+                    let text =
+                        format!("Zincati's requests go to {url}: it leaves away what follows the last slash");
+                    imported.changed(entry, text);
+                }
+                imported.set("lock.fleetlock.base_url", url, entry);
+                imported.changed(
+                    strategy,
+                    "the same server is asked, under the node's own id: a permit that this machine holds as Zincati's client \
+                     stays held until Zincati gives it back, so let it end its own update first",
+                );
+            }
+            Err(problem) => {
+                imported.set("reboot.strategy", "off", strategy);
+                imported.changed(strategy, format!("off instead of lock: {problem}"));
+                leave(imported, [&self.lock], &problem);
             }
         }
     }
@@ -248,6 +295,34 @@ impl Plan {
             }
         }
     }
+}
+
+fn leave<const N: usize>(imported: &mut Imported, entries: [&Option<Entry>; N], why: &str) {
+    for entry in entries.into_iter().flatten() {
+        imported.not_taken(entry, why);
+    }
+}
+
+/// The address that Zincati's requests go to: it joins `v1/…` to it as a link in a page, so that what follows the last
+/// slash is left away, and puts the group into it.
+fn base_url(entry: &Entry, group: &Own) -> Result<String, String> {
+    let group = match group {
+        Own::Is(name) => name,
+        Own::Default | Own::Lost => "default",
+    };
+    let text = entry.value.text().unwrap_or_default().replace("${group}", group);
+    let expected = |found: &str| format!("expected an http or https address, found {found:?}");
+    if text.contains("${") {
+        return Err(expected(&text));
+    }
+    let url: reqwest::Url = text.parse().map_err(|_| expected(&text))?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("expected an address without a user in it".to_owned());
+    }
+    if !matches!(url.scheme(), "http" | "https") || url.query().is_some() || url.fragment().is_some() {
+        return Err(expected(&text));
+    }
+    url.join(".").map(String::from).map_err(|_| expected(&text))
 }
 
 fn zone(entry: &Entry) -> Result<String, String> {
