@@ -30,22 +30,23 @@ pub fn programs() -> Vec<Command> {
     programs
 }
 
-/// Everything: `PROGRAM/man/NAME.SECTION`, `PROGRAM/completions/SHELL/FILE`.
+/// Everything: `PROGRAM/man/NAME.SECTION`, `PROGRAM/completions/SHELL/FILE`. `date` is what the pages bear, as in
+/// 2026-11-30, or nothing.
 ///
 /// # Errors
 /// Where a page cannot be rendered.
-pub fn documents() -> std::io::Result<Vec<Document>> {
+pub fn documents(date: &str) -> std::io::Result<Vec<Document>> {
     let mut documents = Vec::new();
     for program in programs() {
         let folder = PathBuf::from(program.get_name());
-        for page in man::pages(&program)? {
+        for page in man::pages(&program, date)? {
             documents.push(Document { path: folder.join("man").join(page.path), content: page.content });
         }
         for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
             documents.push(completion(&program, shell, &folder));
         }
     }
-    let page = settings::page()?;
+    let page = settings::page(date)?;
     documents.push(Document { path: Path::new("update-engine/man").join(page.path), content: page.content });
     Ok(documents)
 }

@@ -16,20 +16,25 @@ const EXIT: [(&str, &str); 6] = [
     ("5", "refused: trust, quarantine or a downgrade"),
 ];
 
-/// The pages of a program and all its public verbs.
+/// The pages of a program and all its public verbs; `date` as in 2026-11-30, or nothing.
 ///
 /// # Errors
 /// Where one cannot be rendered.
-pub fn pages(program: &Command) -> std::io::Result<Vec<Document>> {
+pub fn pages(program: &Command, date: &str) -> std::io::Result<Vec<Document>> {
     let mut pages = Vec::new();
-    collect(program, program, &mut pages)?;
+    collect(program, program, date, &mut pages)?;
     Ok(pages)
 }
 
-fn collect(program: &Command, command: &Command, pages: &mut Vec<Document>) -> std::io::Result<()> {
-    pages.push(page(program, command)?);
+fn collect(
+    program: &Command,
+    command: &Command,
+    date: &str,
+    pages: &mut Vec<Document>,
+) -> std::io::Result<()> {
+    pages.push(page(program, command, date)?);
     for verb in command.get_subcommands().filter(|verb| !verb.is_hide_set()) {
-        collect(program, verb, pages)?;
+        collect(program, verb, date, pages)?;
     }
     Ok(())
 }
@@ -40,11 +45,10 @@ pub fn page_name(command: &Command) -> &str {
     command.get_display_name().unwrap_or_else(|| command.get_name())
 }
 
-fn page(program: &Command, command: &Command) -> std::io::Result<Document> {
+fn page(program: &Command, command: &Command, date: &str) -> std::io::Result<Document> {
     let version = program.get_version().unwrap_or_default();
-    let man = Man::new(command.clone()).manual("Flipside").source(format!("Flipside {version}"));
-    let mut text = Vec::new();
-    man.render_title(&mut text)?;
+    let man = Man::new(command.clone());
+    let mut text = title(page_name(command), "1", version, date).into_bytes();
     man.render_name_section(&mut text)?;
     man.render_synopsis_section(&mut text)?;
     man.render_description_section(&mut text)?;
@@ -59,6 +63,13 @@ fn page(program: &Command, command: &Command) -> std::io::Result<Document> {
     }
     endings(program, command).to_writer(&mut text)?;
     Ok(Document { path: PathBuf::from(man.get_filename()), content: text })
+}
+
+/// The line that gives a page its name, date, source and manual. Written here because an empty word is left out by what
+/// writes the others, and then the rest moves up: the source would stand where the date belongs.
+#[must_use]
+pub fn title(name: &str, section: &str, version: &str, date: &str) -> String {
+    format!(".TH {name} {section} \"{date}\" \"Flipside {version}\" \"Flipside\"\n")
 }
 
 /// Exit status, and where to read on.

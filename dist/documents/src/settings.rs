@@ -13,14 +13,13 @@ url = \"https://updates.example.org\"
 channel = \"stable\"
 ";
 
-/// `update-engine.toml(5)`
+/// `update-engine.toml(5)`; `date` as in 2026-11-30, or nothing.
 ///
 /// # Errors
 /// Where it cannot be rendered.
-pub fn page() -> std::io::Result<Document> {
+pub fn page(date: &str) -> std::io::Result<Document> {
+    let title = crate::man::title("update-engine.toml", "5", env!("CARGO_PKG_VERSION"), date);
     let mut roff = Roff::new();
-    let version = concat!("Flipside ", env!("CARGO_PKG_VERSION"));
-    roff.control("TH", ["update-engine.toml", "5", "", version, "Flipside"]);
     roff.control("SH", ["NAME"]);
     roff.text([roman("update-engine.toml - configuration of update-engine and updatectl")]);
     roff.control("SH", ["SYNOPSIS"]);
@@ -56,7 +55,7 @@ pub fn page() -> std::io::Result<Document> {
     roff.control("fi", []);
     roff.control("SH", ["SEE ALSO"]);
     roff.text([roman("update-engine(1), updatectl(1), updatectl-config(1)")]);
-    let mut content = Vec::new();
+    let mut content = title.into_bytes();
     roff.to_writer(&mut content)?;
     Ok(Document { path: PathBuf::from("update-engine.toml.5"), content })
 }

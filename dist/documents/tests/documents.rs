@@ -5,8 +5,10 @@ use documents::{Document, man};
 use std::collections::BTreeMap;
 use update_engine::config::keys::KEYS;
 
+const DATE: &str = "2026-11-30";
+
 fn made() -> BTreeMap<String, String> {
-    let documents = match documents::documents() {
+    let documents = match documents::documents(DATE) {
         Ok(documents) => documents,
         Err(error) => panic!("the documents cannot be made: {error}"),
     };
@@ -41,7 +43,9 @@ fn every_public_verb_has_a_page_with_its_options() {
         for name in names {
             let path = format!("{}/man/{name}.1", program.get_name());
             let page = made.get(&path).unwrap_or_else(|| panic!("no page {path}"));
-            assert!(page.contains(&format!(".TH {name} 1 ")), "{path} has another title:\n{page}");
+            let title =
+                format!(".TH {name} 1 \"{DATE}\" \"Flipside {}\" \"Flipside\"\n", env!("CARGO_PKG_VERSION"));
+            assert!(page.contains(&title), "{path} has another title:\n{page}");
             for section in ["NAME", "SYNOPSIS", "DESCRIPTION", "\"EXIT STATUS\"", "\"SEE ALSO\""] {
                 assert!(page.contains(&format!(".SH {section}\n")), "{path} lacks {section}:\n{page}");
             }
