@@ -222,3 +222,39 @@ fn an_output_that_takes_nothing_is_an_error_and_no_panic() {
         assert_eq!(command.stdout(full()).stderr(full()).status().unwrap().code(), Some(1), "{arguments:?}");
     }
 }
+
+/// On a terminal (`script` makes one) there is a bar with the state before it; where the output goes elsewhere, a line and
+/// no control character.
+#[test]
+fn watching_draws_on_a_terminal_and_nowhere_else() {
+    let small = Small::new().unwrap();
+    let node = small.node("node", small.world.address()).unwrap();
+    node.engine(&[]).unwrap().expect_code(0).unwrap();
+    let watch = format!(
+        "{} status --watch --state-dir {}",
+        path(&small.world.programs.updatectl).unwrap(),
+        path(&node.state()).unwrap()
+    );
+    let first = |command: &mut Command, end: &str| {
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let (mut seen, mut byte) = (Vec::new(), [0]);
+        let mut screen = child.stdout.take().unwrap();
+        while !String::from_utf8_lossy(&seen).contains(end) {
+            let read = std::io::Read::read(&mut screen, &mut byte).unwrap();
+            assert_ne!(read, 0, "{}", String::from_utf8_lossy(&seen));
+            seen.push(byte[0]);
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        String::from_utf8(seen).unwrap()
+    };
+    let drawn = first(
+        Command::new("script").args(["--quiet", "--command", &watch, "/dev/null"]).env("TERM", "xterm"),
+        "fetched",
+    );
+    assert!(drawn.contains("\u{1b}[2K") && drawn.contains("staged       ["), "{drawn:?}");
+    let plain = first(Command::new("sh").args(["-c", &format!("exec {watch}")]), "\n");
+    assert!(plain.starts_with("staged: the next boot starts 1.1.0 in slot B"), "{plain:?}");
+    assert!(!plain.contains(['\u{1b}', '\r']), "{plain:?}");
+}

@@ -6,9 +6,10 @@ use super::show::print;
 use super::{LocalError, NodeOptions, warn};
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
-use protocol::status::{Exit, Progress, Status, one_line};
+use protocol::status::{Exit, Progress, StateName, Status, one_line};
 use std::io::IsTerminal as _;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// `updatectl status --watch`
 pub(super) async fn watch(options: &NodeOptions, json: bool) -> Result<Exit, LocalError> {
@@ -29,6 +30,33 @@ pub(super) struct Screen {
     bar: Option<ProgressBar>,
     /// The last line, without its progress where there is a bar.
     last: String,
+    speed: Speed,
+}
+
+/// How fast bytes are fetched: what lies in the slots already is in place at once, and says nothing of it.
+#[derive(Debug, Default)]
+struct Speed {
+    /// When it was seen first, and how much had been fetched by then.
+    since: Option<(Instant, u64)>,
+}
+
+impl Speed {
+    /// Bytes per second on average since the download was seen first, once that was a second ago.
+    fn of(&mut self, fetched: u64, now: Instant) -> Option<u64> {
+        let (since, before) = *self.since.get_or_insert((now, fetched));
+        if fetched < before {
+            // Another download.
+            self.since = Some((now, fetched));
+            return None;
+        }
+        let seconds = now.duration_since(since).as_secs();
+        (seconds > 0).then(|| (fetched - before) / seconds)
+    }
+
+    /// Nothing is fetched now.
+    fn rest(&mut self) {
+        self.since = None;
+    }
 }
 
 impl Screen {
@@ -40,7 +68,7 @@ impl Screen {
             bar.enable_steady_tick(Duration::from_millis(200));
             bar
         });
-        Self { json, bar, last: String::new() }
+        Self { json, bar, last: String::new(), speed: Speed::default() }
     }
 
     /// A bar on a terminal, and nothing elsewhere: for commands whose data is something else.
@@ -53,13 +81,31 @@ impl Screen {
             return print(&serde_json::to_string(status).unwrap_or_default());
         }
         let state = state_line(status);
-        let Some(bar) = &self.bar else { return print(&format!("{state}{}", progress_text(status))) };
+        let Some(bar) = &self.bar else {
+            let line = format!("{state}{}", progress_text(status));
+            // What changed is nothing that a line shows.
+            return if line == self.last {
+                Ok(())
+            } else {
+                self.last.clone_from(&line);
+                print(&line)
+            };
+        };
         let progress = &status.progress;
-        bar.set_style(style(progress.bytes_total > 0));
+        let speed = match status.state {
+            StateName::Downloading => self.speed.of(progress.bytes_downloaded, Instant::now()),
+            _ => {
+                self.speed.rest();
+                None
+            }
+        };
+        let speed = speed.map_or_else(String::new, |speed| format!(", {}/s", indicatif::HumanBytes(speed)));
+        // The words before the bar that they stand in, which is drawn at once.
+        bar.set_message(status.state.to_string());
+        bar.set_prefix(format!("{} fetched{speed}", indicatif::HumanBytes(progress.bytes_downloaded)));
         bar.set_length(progress.bytes_total);
         bar.set_position(progress.bytes_done);
-        bar.set_message(status.state.to_string());
-        bar.set_prefix(format!("{} fetched", indicatif::HumanBytes(progress.bytes_downloaded)));
+        bar.set_style(style(progress.bytes_total > 0));
         if state != self.last {
             bar.println(format!("{:.0}  {state}", Timestamp::now()));
             self.last = state;
@@ -85,7 +131,7 @@ impl Screen {
 
 fn style(with_bytes: bool) -> ProgressStyle {
     let template = if with_bytes {
-        "{spinner} {msg:<12} [{wide_bar}] {bytes}/{total_bytes}, {bytes_per_sec}, {prefix}"
+        "{spinner} {msg:<12} [{wide_bar}] {bytes}/{total_bytes}, {prefix}"
     } else {
         "{spinner} {msg}"
     };
@@ -120,4 +166,27 @@ fn progress_text(status: &Status) -> String {
         human(bytes_total),
         human(bytes_downloaded)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_speed_is_that_of_what_is_fetched() {
+        let (mut speed, start) = (Speed::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        // What had been fetched when it was first seen does not count.
+        assert_eq!(speed.of(1000, start), None);
+        assert_eq!(speed.of(1100, start + Duration::from_millis(900)), None);
+        assert_eq!(speed.of(1300, at(1)), Some(300));
+        assert_eq!(speed.of(3000, at(4)), Some(500));
+        assert_eq!(speed.of(3000, at(10)), Some(200));
+        // Another release.
+        assert_eq!(speed.of(50, at(11)), None);
+        assert_eq!(speed.of(150, at(13)), Some(50));
+        speed.rest();
+        assert_eq!(speed.of(150, at(100)), None);
+        assert_eq!(speed.of(250, at(110)), Some(10));
+    }
 }

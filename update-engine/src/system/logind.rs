@@ -235,4 +235,30 @@ mod tests {
         assert!(write_to(&session("1", "pts/9"), dev.path(), "soon").is_err());
         write_to(&session("1", ""), dev.path(), "soon").unwrap();
     }
+
+    /// On a terminal as people have them: `script` makes one, and shows what is written to it.
+    #[test]
+    fn a_warning_is_seen_on_a_terminal() {
+        use std::io::BufRead as _;
+        use std::process::{Command, Stdio};
+        let mut script = Command::new("script")
+            .args(["--quiet", "--command", "tty; exec cat", "/dev/null"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("script: apt-get install bsdutils");
+        let mut screen = std::io::BufReader::new(script.stdout.take().unwrap());
+        let mut line = || {
+            let mut line = String::new();
+            assert_ne!(screen.read_line(&mut line).unwrap(), 0, "the terminal is gone");
+            line
+        };
+        let name = line();
+        let tty = name.trim().strip_prefix("/dev/").unwrap_or_else(|| panic!("no terminal: {name:?}"));
+        write_to(&session("1", tty), Path::new("/dev"), "reboots soon").unwrap();
+        // A line of its own, with the bell; the terminal makes of each line end what a screen needs.
+        assert_eq!([line(), line()], ["\r\r\n", "\x07reboots soon\r\r\n"]);
+        script.kill().unwrap();
+        script.wait().unwrap();
+    }
 }
