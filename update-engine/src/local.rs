@@ -8,6 +8,7 @@ mod act;
 mod ask;
 mod follow;
 pub mod import;
+mod lock;
 mod show;
 mod watch;
 
@@ -17,7 +18,7 @@ use crate::config::ConfigError;
 use crate::node::StartError;
 use crate::state::StateError;
 use crate::status::StatusError;
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use protocol::digest::Sha256;
 use protocol::status::Exit;
 use std::io::Write as _;
@@ -97,6 +98,14 @@ pub enum QuarantineCommand {
         #[command(flatten)]
         booted: BootedOptions,
     },
+}
+
+/// `updatectl lock status`
+#[derive(Clone, Copy, Debug, Args)]
+pub struct LockStatus {
+    /// Show also what stands against each node that holds or waits, and against this one.
+    #[arg(long)]
+    pub why: bool,
 }
 
 /// A command that failed.
@@ -251,6 +260,14 @@ pub fn run(command: NodeCommand, options: &NodeOptions, json: bool) -> Result<Ex
             import::run(&what, json)
         }
     }
+}
+
+/// `updatectl lock status`, as [`run`] does the others.
+///
+/// # Errors
+/// [`LocalError`]; see [`LocalError::exit`] for the exit code.
+pub fn lock_status(what: &LockStatus, options: &NodeOptions, json: bool) -> Result<Exit, LocalError> {
+    wait_for(lock::status(options, what.why, json))
 }
 
 /// The node, as the options name it.

@@ -10,6 +10,7 @@ pub mod fleet_lock;
 mod http;
 pub mod import;
 mod server;
+pub(crate) mod shown;
 mod swap;
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ use etcd::EtcdLock;
 use fleet_lock::FleetLock;
 use protocol::id::{Group, NodeId};
 use protocol::lock::{Command, Context, Document, Reply};
+use protocol::wire::{LockInfo, LockView, SCHEMA};
 use server::ServerLock;
 
 /// The lock of this node's group.
@@ -46,6 +48,16 @@ pub struct View {
     pub revision: u64,
     /// What decisions are made with beside the document: `protocol::lock::admit` with both says why a node waits.
     pub context: Context,
+}
+
+impl View {
+    /// The lock with what stands against each node.
+    #[must_use]
+    pub fn info(self) -> LockInfo {
+        let Self { document, revision, context } = self;
+        let (population, caps) = (context.population.clone(), context.caps.clone());
+        LockInfo::new(LockView { schema: SCHEMA, revision, document, population, caps }, &context)
+    }
 }
 
 /// Who acts on a lock, for its record.

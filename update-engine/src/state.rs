@@ -100,6 +100,24 @@ pub enum StateError {
         #[source]
         source: protocol::id::InvalidId,
     },
+    /// The node's credential is not one.
+    #[error("{} does not hold the node's credential: the engine makes a new one when it starts", path.display())]
+    Credential {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: protocol::wire::InvalidCredential,
+    },
+    /// What an engine makes when it first starts is not there.
+    #[error(
+        "there is no {}: no engine has run with this state folder yet (--state-dir)",
+        path.display()
+    )]
+    NoEngineYet {
+        /// The file.
+        path: PathBuf,
+    },
     /// The system has no randomness for a node id or credential.
     #[error("cannot make the node's id or credential: no randomness ({0})")]
     Randomness(getrandom::Error),
@@ -371,6 +389,40 @@ impl StateFolder {
             .map_err(|source| StateError::Io { action: "write", path, source })?;
         Ok((credential, problem))
     }
+}
+
+impl StateFolder {
+    /// The node's id, for others than the engine: it is made by none of them.
+    ///
+    /// # Errors
+    /// [`StateError::NoEngineYet`], [`StateError::NotAllowed`], [`StateError::NodeId`], [`StateError::Io`]
+    pub fn known_node(&self) -> Result<NodeId, StateError> {
+        let path = self.dir.join("node-id");
+        let text = read_own(&path)?;
+        text.trim().parse().map_err(|source| StateError::NodeId { path, source })
+    }
+
+    /// The node's credential, as [`Self::known_node`]. As a rule only root may read it.
+    ///
+    /// # Errors
+    /// As [`Self::known_node`], with [`StateError::Credential`].
+    pub fn known_credential(&self) -> Result<NodeCredential, StateError> {
+        let path = self.dir.join("node-credential");
+        let text = read_own(&path)?;
+        text.trim().parse().map_err(|source| StateError::Credential { path, source })
+    }
+}
+
+/// A file that the engine made, read by somebody else.
+fn read_own(path: &Path) -> Result<String, StateError> {
+    std::fs::read_to_string(path).map_err(|source| {
+        let (action, path) = ("read", path.to_owned());
+        match source.kind() {
+            io::ErrorKind::NotFound => StateError::NoEngineYet { path },
+            io::ErrorKind::PermissionDenied => StateError::NotAllowed { action, path, source },
+            _ => StateError::Io { action, path, source },
+        }
+    })
 }
 
 /// Locks for an engine. Who only asks whether there is one holds a shared lock for a moment, so it is tried for a while.

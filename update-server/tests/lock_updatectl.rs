@@ -13,6 +13,7 @@ use protocol::wire::{AuditLog, LockInfo, LockPolicies, NodeCredential};
 use reqwest::{Method, StatusCode};
 use std::path::PathBuf;
 use tempfile::TempDir;
+use update_engine::cli::node::NodeOptions;
 use update_engine::operator::{self, LockCommand, OperatorCommand, OperatorError, ServerOptions};
 
 #[derive(Debug, Parser)]
@@ -55,7 +56,7 @@ impl Desk {
             None => arg.into(),
         });
         match Cli::try_parse_from(std::iter::once("updatectl".into()).chain(args)).unwrap().command {
-            Verb::Lock(command) => operator::lock(command, &options, true).await,
+            Verb::Lock(command) => operator::lock(command, &options, &NodeOptions::default(), true).await,
             Verb::Server(command) => operator::run(command, &options, true).await,
         }
     }

@@ -1,7 +1,9 @@
 //! Step 9, permit: what is said about the reboot lock, by nodes, by operators, and by FleetLock v1 clients.
 
 use crate::digest::Sha256;
-use crate::lock::{ClientId, Command, Document, Population, Reply, Usage};
+use crate::lock::{
+    ClientId, Command, Context, Document, Population, Reply, Usage, Wait, holders_wait, waiters_wait,
+};
 use serde::{Deserialize, Serialize};
 
 /// The longest body of a request about the lock, in bytes, policy files aside.
@@ -74,6 +76,20 @@ pub struct LockInfo {
     pub holding: Vec<LockReasons>,
     /// What each waiter waits for, in the document's order.
     pub waiting: Vec<LockReasons>,
+}
+
+impl LockInfo {
+    /// The lock with what stands against each node, as it is decided with `context`.
+    #[must_use]
+    pub fn new(view: LockView, context: &Context) -> Self {
+        let told = |all: Vec<(ClientId, Vec<Wait>)>| {
+            let lines = |because: Vec<Wait>| because.iter().map(ToString::to_string).collect();
+            all.into_iter().map(|(node, because)| LockReasons { node, because: lines(because) }).collect()
+        };
+        let holding = told(holders_wait(&view.document, context));
+        let waiting = told(waiters_wait(&view.document, context));
+        Self { view, holding, waiting }
+    }
 }
 
 /// What stands against one node.

@@ -12,7 +12,10 @@ fn main() -> ExitCode {
         Verb::Node(command) => {
             local::run(command, &node, output.json).map_err(|error| Failure::new(&error, error.exit()))
         }
-        Verb::Lock(LockVerb::Server(command)) => finish(operator::lock(command, &server, output.json)),
+        Verb::Lock(LockVerb::Status(what)) => {
+            local::lock_status(&what, &node, output.json).map_err(|error| Failure::new(&error, error.exit()))
+        }
+        Verb::Lock(LockVerb::Server(command)) => finish(operator::lock(command, &server, &node, output.json)),
         Verb::Server(command) => finish(operator::run(command, &server, output.json)),
     })
 }

@@ -2,7 +2,7 @@
 
 use super::node::NodeOptions;
 use super::{Output, Program};
-use crate::local::NodeCommand;
+use crate::local::{LockStatus, NodeCommand};
 use crate::operator::{LockCommand, OperatorCommand, ServerOptions};
 use clap::{Parser, Subcommand};
 
@@ -41,7 +41,9 @@ pub enum Verb {
 /// What can be asked about the reboot lock.
 #[derive(Debug, Subcommand)]
 pub enum LockVerb {
-    /// Of a server.
+    /// Whether this node holds a permit or waits for one, and who else does. Asks the lock of this node's configuration.
+    Status(LockStatus),
+    /// Of a server, or of the etcd of this machine's configuration.
     #[command(flatten)]
     Server(LockCommand),
 }

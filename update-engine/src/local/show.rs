@@ -29,16 +29,16 @@ pub(super) fn print_json(document: &Value) -> Result<Exit, LocalError> {
 }
 
 /// The node at this moment.
-struct Present {
+pub(super) struct Present {
     /// The status, from the engine on the bus, else from the state folder.
-    status: Result<Status, StatusError>,
+    pub(super) status: Result<Status, StatusError>,
     /// The folder of the engine that was asked, else the one of the options.
-    dir: PathBuf,
+    pub(super) dir: PathBuf,
     /// Whether an engine runs.
-    running: bool,
+    pub(super) running: bool,
 }
 
-async fn present(options: &NodeOptions) -> Result<Present, LocalError> {
+pub(super) async fn present(options: &NodeOptions) -> Result<Present, LocalError> {
     let mut follow = Follow::begin(options).await?;
     let change = follow.next().await;
     let (dir, running) = (follow.dir().to_owned(), follow.has_engine());
@@ -273,6 +273,9 @@ fn reasons(status: Option<&Status>, record: &Record, running: bool) -> Vec<Strin
     lines
 }
 
+/// What the reason of a node begins with that waits for a permit.
+const PERMIT: &str = "permit: ";
+
 /// What the status says beside state and error.
 fn of_status(status: &Status) -> Vec<String> {
     let mut lines = Vec::new();
@@ -288,6 +291,18 @@ fn of_status(status: &Status) -> Vec<String> {
         } else {
             format!("Version {} is staged and waits to be activated.", staged.version)
         });
+    }
+    if let Some(permit) = &status.permit {
+        lines.push(format!(
+            "It holds a permit of the reboot lock: {}.",
+            one_line(permit).trim_end_matches('.')
+        ));
+    }
+    if status.permit.is_some() || status.reason.starts_with(PERMIT) {
+        lines.push(
+            "`updatectl lock status --why` asks the lock who holds a permit, who waits, and what stands against each."
+                .to_owned(),
+        );
     }
     match &status.last_check {
         Some(check) => lines.push(format!("The last check ended at {} with: {}.", check.at, check.result)),
@@ -353,4 +368,41 @@ pub(super) fn config(options: &NodeOptions, json: bool) -> Result<Exit, LocalErr
         warn(problem);
     }
     Ok(if invalid.is_empty() { Exit::Done } else { Exit::Failed })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use protocol::status::{Progress, SCHEMA as STATUS_SCHEMA, StateName};
+
+    #[test]
+    fn a_permit_is_told_where_it_is_held_or_waited_for() {
+        let told = |reason: &str, permit: Option<&str>| {
+            let status = Status {
+                schema: STATUS_SCHEMA,
+                state: StateName::Waiting,
+                reason: reason.to_owned(),
+                booted: None,
+                other: None,
+                staged: None,
+                progress: Progress::default(),
+                last_check: None,
+                channel: None,
+                group: None,
+                permit: permit.map(str::to_owned),
+                quarantine: Vec::new(),
+                error: None,
+            };
+            reasons(Some(&status), &Record::default(), true)
+        };
+        let asks =
+            |lines: &[String]| lines.iter().any(|line| line.starts_with("`updatectl lock status --why`"));
+        let waits = told("permit: 1 of 1 permits held by n1", None);
+        assert_eq!(waits[0], "The node is waiting: permit: 1 of 1 permits held by n1.");
+        assert!(asks(&waits) && !waits.iter().any(|line| line.contains("It holds a permit")), "{waits:?}");
+        let holds = told("inhibitor: backup", Some("for 1.1.0,\nreboots by 12:00."));
+        assert_eq!(holds[1], "It holds a permit of the reboot lock: for 1.1.0, reboots by 12:00.");
+        assert!(asks(&holds), "{holds:?}");
+        assert!(!asks(&told("window: opens at 22:00", None)));
+    }
 }

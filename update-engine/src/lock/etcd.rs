@@ -32,7 +32,7 @@ pub use operate::{Entry, Release};
 const SCHEMA: u32 = 1;
 
 /// The group that exists from the start.
-const DEFAULT_GROUP: &str = "default";
+pub const DEFAULT_GROUP: &str = "default";
 
 /// The lock in an etcd cluster.
 #[derive(Debug)]

@@ -10,6 +10,22 @@ pub enum OperatorError {
     /// No server was named.
     #[error("no server: expected --server URL or UPDATECTL_SERVER in the environment")]
     NoServer,
+    /// Neither a server was named nor a configuration that keeps the lock where operators can reach it by themselves.
+    #[error(
+        "no lock: expected --server URL, UPDATECTL_SERVER in the environment, or lock.backend = \"etcd\" in the configuration (--config FILE); found no server, and backend {found} in {searched}"
+    )]
+    NoLock {
+        /// The backend that is configured.
+        found: &'static str,
+        /// Where the configuration was looked for.
+        searched: String,
+    },
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] crate::config::ConfigError),
+    /// The lock in etcd.
+    #[error(transparent)]
+    Lock(#[from] crate::lock::LockError),
     /// The server's address is not one.
     #[error("not a server's address: expected a URL such as http://127.0.0.1:8400, found {0:?}")]
     Address(String),
@@ -145,7 +161,9 @@ impl OperatorError {
     pub const fn exit(&self) -> Exit {
         match self {
             Self::Untrusted { .. } | Self::Refused(_) => Exit::Refused,
-            Self::NoServer | Self::NoToken | Self::Address(_) | Self::NobodyToAsk => Exit::Usage,
+            Self::NoServer | Self::NoLock { .. } | Self::NoToken | Self::Address(_) | Self::NobodyToAsk => {
+                Exit::Usage
+            }
             _ => Exit::Failed,
         }
     }

@@ -17,6 +17,7 @@ pub use client::{Client, ServerOptions};
 pub use error::OperatorError;
 pub use lock::{LockCommand, PolicyCommand};
 
+use crate::cli::node::NodeOptions;
 use clap::Subcommand;
 use protocol::status::Exit;
 use serde::Serialize;
@@ -65,12 +66,19 @@ pub async fn run(
     }
 }
 
-/// Runs a command about the reboot locks of a server, as [`run`] does the others.
+/// Runs a command about reboot locks, as [`run`] does the others: those of the server that is named; where none is, those in
+/// the etcd of the configuration that `node` names.
 ///
 /// # Errors
 /// [`OperatorError`]; see [`OperatorError::exit`] for the exit code.
-pub async fn lock(command: LockCommand, options: &ServerOptions, json: bool) -> Result<Exit, OperatorError> {
-    lock::run(command, &Client::new(options)?, json).await
+pub async fn lock(
+    command: LockCommand,
+    server: &ServerOptions,
+    node: &NodeOptions,
+    json: bool,
+) -> Result<Exit, OperatorError> {
+    // Boxed: three keepers' futures are in it.
+    Box::pin(lock::run(command, server, node, json)).await
 }
 
 /// Asks on a terminal before something that is not undone by the next command.

@@ -14,10 +14,10 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, Uri};
 use protocol::id::Group;
-use protocol::lock::{ClientId, Command, PolicyFile, Refusal, Reply, Wait, holders_wait, waiters_wait};
+use protocol::lock::{ClientId, Command, PolicyFile, Refusal, Reply};
 use protocol::wire::{
     BODY_MAX, LOCK_BODY_MAX, LockAnswer, LockCommand, LockImport, LockInfo, LockList, LockPolicies,
-    LockPolicySet, LockReasons, LockRelease, LockView, NodeRemove, SCHEMA,
+    LockPolicySet, LockRelease, LockView, NodeRemove, SCHEMA,
 };
 
 /// The longest name of an etcd member that a node may give, in bytes.
@@ -106,14 +106,7 @@ fn as_view(found: &Found) -> LockView {
 // --- operators
 
 fn info(found: &Found) -> LockInfo {
-    let view = as_view(found);
-    let told = |all: Vec<(ClientId, Vec<Wait>)>| {
-        let lines = |because: Vec<Wait>| because.iter().map(ToString::to_string).collect();
-        all.into_iter().map(|(node, because)| LockReasons { node, because: lines(because) }).collect()
-    };
-    let holding = told(holders_wait(&view.document, &found.context));
-    let waiting = told(waiters_wait(&view.document, &found.context));
-    LockInfo { view, holding, waiting }
+    LockInfo::new(as_view(found), &found.context)
 }
 
 /// `GET /api/v1/locks`.

@@ -1,6 +1,6 @@
 //! The last stage of configuration: which reboot lock this node asks, and how.
 
-use super::{ConfigError, Reader};
+use super::{ConfigError, Merged, Reader};
 use protocol::id::Group;
 use protocol::lock::Zone;
 use reqwest::Url;
@@ -71,6 +71,16 @@ enum BackendInput {
     Server,
     Etcd,
     FleetLock,
+}
+
+impl Lock {
+    /// Validates `[lock]` alone, with the group of `[identity]` that it may stand for.
+    ///
+    /// # Errors
+    /// As for [`super::Settings::from_merged`].
+    pub fn from_merged(merged: &Merged) -> Result<Self, ConfigError> {
+        Reader { merged }.lock()
+    }
 }
 
 impl Reader<'_> {
