@@ -41,6 +41,8 @@ pub struct Client {
     base: Url,
     limits: Arc<Download>,
     credential: Option<Arc<wire::NodeCredential>>,
+    /// How often a small request is repeated.
+    small_retries: u32,
 }
 
 impl Client {
@@ -55,7 +57,13 @@ impl Client {
             .connect_timeout(limits.connect_timeout)
             .build()
             .map_err(|source| NetworkError::Client { source })?;
-        Ok(Self { http, base, limits: Arc::new(limits), credential: None })
+        Ok(Self {
+            http,
+            base,
+            limits: Arc::new(limits),
+            credential: None,
+            small_retries: SMALL_REQUEST_RETRIES,
+        })
     }
 
     /// The same client with the node's own credential, which goes with all that the node says of itself, and with
@@ -63,6 +71,13 @@ impl Client {
     #[must_use]
     pub fn with_credential(mut self, credential: wire::NodeCredential) -> Self {
         self.credential = Some(Arc::new(credential));
+        self
+    }
+
+    /// The same client for a person who waits: small requests are sent once, and they see why at once.
+    #[must_use]
+    pub fn asking_once(mut self) -> Self {
+        self.small_retries = 0;
         self
     }
 
@@ -192,7 +207,7 @@ impl Client {
         let mut backoff = Backoff::new(&self.limits);
         loop {
             match request().await {
-                Err(error) if error.is_passing() && backoff.failures() < SMALL_REQUEST_RETRIES => {
+                Err(error) if error.is_passing() && backoff.failures() < self.small_retries => {
                     backoff.pause(&error).await;
                 }
                 other => return other,

@@ -293,10 +293,7 @@ fn of_status(status: &Status) -> Vec<String> {
         });
     }
     if let Some(permit) = &status.permit {
-        lines.push(format!(
-            "It holds a permit of the reboot lock: {}.",
-            one_line(permit).trim_end_matches('.')
-        ));
+        lines.push(format!("Its permit of the reboot lock is {}.", one_line(permit).trim_end_matches('.')));
     }
     if status.permit.is_some() || status.reason.starts_with(PERMIT) {
         lines.push(
@@ -399,9 +396,9 @@ mod tests {
             |lines: &[String]| lines.iter().any(|line| line.starts_with("`updatectl lock status --why`"));
         let waits = told("permit: 1 of 1 permits held by n1", None);
         assert_eq!(waits[0], "The node is waiting: permit: 1 of 1 permits held by n1.");
-        assert!(asks(&waits) && !waits.iter().any(|line| line.contains("It holds a permit")), "{waits:?}");
-        let holds = told("inhibitor: backup", Some("for 1.1.0,\nreboots by 12:00."));
-        assert_eq!(holds[1], "It holds a permit of the reboot lock: for 1.1.0, reboots by 12:00.");
+        assert!(asks(&waits) && !waits.iter().any(|line| line.contains("Its permit")), "{waits:?}");
+        let holds = told("inhibitor: backup", Some("held for the reboot\ninto 1.1.0"));
+        assert_eq!(holds[1], "Its permit of the reboot lock is held for the reboot into 1.1.0.");
         assert!(asks(&holds), "{holds:?}");
         assert!(!asks(&told("window: opens at 22:00", None)));
     }
