@@ -80,18 +80,19 @@ pub async fn set(
         // A policy asks for nothing but the time.
         let context = Context { now, population: None, caps: Vec::new(), quorum: None };
         let found = locks::find(&mut change, group).await?;
-        let (revision, next) = match &found {
-            Some((revision, document)) => (*revision, apply(document, &command, &context).document),
-            None => (0, Some(Document::new(group.clone(), policy.clone()))),
-        };
+        let before = found.as_ref().map(|(_, document)| document.policy.clone());
+        // A new group begins with the default policy, so that its first one is an act on record like any later one.
+        let (revision, document) =
+            found.unwrap_or_else(|| (0, Document::new(group.clone(), Policy::default())));
+        let next = apply(&document, &command, &context).document;
+        let next = next.or_else(|| (revision == 0).then_some(document));
         let Some(next) = next else { continue };
         if !locks::swap_document(&mut change, revision, &next).await? {
             return Err(PolicyFailure::Changed);
         }
-        let before = found.as_ref().map(|(_, document)| &document.policy);
         // Time may have passed in the document without a change of the policy.
-        if before != Some(policy) {
-            let detail = changed(&one(group, before), &one(group, Some(policy)), why);
+        if before.as_ref() != Some(policy) {
+            let detail = changed(&one(group, before.as_ref()), &one(group, Some(policy)), why);
             let entry =
                 Change { actor: who, action: "lock.policy", subject: group.as_str(), detail: &detail };
             audit::record(&mut change, now, entry).await?;

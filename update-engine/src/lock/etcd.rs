@@ -180,7 +180,7 @@ impl EtcdLock {
         let document = document.or(default);
         if let Some(Document { policy, .. }) = &document {
             if needs.population && counts_nodes(policy) {
-                context.population = Some(self.population(group).await?);
+                context.population = self.population(group).await?;
             }
             if needs.quorum && policy.quorum.is_some() {
                 context.quorum = quorum::health(&self.gateway).await?;
@@ -245,7 +245,8 @@ impl EtcdLock {
         }
     }
 
-    async fn population(&self, group: &Group) -> Result<Population, LockError> {
+    /// How many nodes the group has; none where there is none, as when this one could not be entered.
+    async fn population(&self, group: &Group) -> Result<Option<Population>, LockError> {
         let mut population = Population::default();
         for value in self.gateway.list(&self.keys.nodes(group), false).await? {
             population.total = population.total.saturating_add(1);
@@ -254,7 +255,7 @@ impl EtcdLock {
                 *population.zones.entry(zone).or_default() += 1;
             }
         }
-        Ok(population)
+        Ok((population.total > 0).then_some(population))
     }
 }
 
