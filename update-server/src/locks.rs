@@ -49,9 +49,22 @@ pub struct Found {
 /// [`StoreError`].
 pub async fn find(conn: &mut Connection, group: &Group, now: Timestamp) -> Result<Option<Found>, StoreError> {
     match locks::find(conn, group).await? {
-        Some((revision, document)) => Ok(Some(with_context(conn, revision, document, now).await?)),
+        Some((revision, document)) => Ok(Some(with_context(conn, revision, document, now, true).await?)),
         None => Ok(None),
     }
+}
+
+/// Reads a group's lock for a command. The nodes are counted only where it matters how many there are: a fleet of
+/// thousands would be counted with each word of each node.
+async fn find_for(
+    conn: &mut Connection,
+    group: &Group,
+    command: &Command,
+    now: Timestamp,
+) -> Result<Option<Found>, StoreError> {
+    let Some((revision, document)) = locks::find(conn, group).await? else { return Ok(None) };
+    let counts = command.decides() && document.policy.counts_nodes();
+    Ok(Some(with_context(conn, revision, document, now, counts).await?))
 }
 
 /// Reads all locks, by group.
@@ -61,7 +74,7 @@ pub async fn find(conn: &mut Connection, group: &Group, now: Timestamp) -> Resul
 pub async fn list(conn: &mut Connection, now: Timestamp) -> Result<Vec<Found>, StoreError> {
     let mut found = Vec::new();
     for (revision, document) in locks::list(conn).await? {
-        found.push(with_context(conn, revision, document, now).await?);
+        found.push(with_context(conn, revision, document, now, true).await?);
     }
     Ok(found)
 }
@@ -71,9 +84,10 @@ async fn with_context(
     revision: u64,
     document: Document,
     now: Timestamp,
+    counts: bool,
 ) -> Result<Found, StoreError> {
     let since = now.saturating_sub(COUNTED).unwrap_or(Timestamp::MIN);
-    let population = locks::population(conn, &document.group, since).await?;
+    let population = if counts { locks::population(conn, &document.group, since).await? } else { None };
     let (caps_revision, caps) = locks::caps(conn).await?;
     let usages = usages(conn, &caps, &document.group).await?;
     let caps = (!usages.is_empty()).then_some((caps_revision, caps));
@@ -128,7 +142,7 @@ pub async fn perform(app: &App, group: &Group, command: &Command) -> Result<Opti
         // Most commands change nothing: a poll, the v1 client that says after every boot that it holds nothing. They do
         // not wait for those that write.
         let mut conn = app.store().read().await?;
-        let Some(found) = find(&mut conn, group, app.now()).await? else { return Ok(None) };
+        let Some(found) = find_for(&mut conn, group, command, app.now()).await? else { return Ok(None) };
         let applied = apply(&found.document, command, &found.context);
         let noted = match command {
             Command::Request(request) => is_noted(&mut conn, group, request, app.now()).await?,
@@ -146,7 +160,7 @@ pub async fn perform(app: &App, group: &Group, command: &Command) -> Result<Opti
         if let Command::Request(request) = command {
             locks::set_place(&mut change, &request.node, group, request.zone.as_ref(), now).await?;
         }
-        let Some(found) = find(&mut change, group, now).await? else { return Ok(None) };
+        let Some(found) = find_for(&mut change, group, command, now).await? else { return Ok(None) };
         let applied = apply(&found.document, command, &found.context);
         if let Some(next) = &applied.document {
             if !write(&mut change, &found, next).await? {

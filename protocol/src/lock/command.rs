@@ -108,6 +108,15 @@ pub enum Command {
     Tick,
 }
 
+impl Command {
+    /// Whether it grants or confirms a permit. Only such a command looks at anything beside the document and the time: a
+    /// confirmation frees a permit whatever the caps are.
+    #[must_use]
+    pub const fn decides(&self) -> bool {
+        matches!(self, Self::Request(_) | Self::Verify { .. } | Self::FleetLockRequest { .. })
+    }
+}
+
 /// A node's wish for a permit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {

@@ -109,6 +109,14 @@ pub struct Caps {
 }
 
 impl Policy {
+    /// Whether a limit is a percentage, so that it matters how many nodes there are.
+    #[must_use]
+    pub fn counts_nodes(&self) -> bool {
+        let is_percent = |limit: &Limit| matches!(limit, Limit::Percent(_));
+        let in_zones = |zones: &Zones| is_percent(&zones.max) || zones.limits.values().any(is_percent);
+        is_percent(&self.max) || self.zones.as_ref().is_some_and(in_zones)
+    }
+
     /// The time zone of the windows, from the tz database that this program was built with: so every backend and every
     /// node decides alike, whatever their system's files say. None where that has no such zone.
     #[must_use]

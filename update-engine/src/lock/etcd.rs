@@ -19,7 +19,7 @@ use crate::config::settings;
 use gateway::{Gateway, Said, Unanswered, Value};
 use protocol::id::Group;
 use protocol::lock::{
-    Caps, ClientId, Command, Context, Document, Limit, Policy, Population, Reply, Usage, Zone, apply,
+    Caps, ClientId, Command, Context, Document, Policy, Population, Reply, Usage, Zone, apply,
 };
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
@@ -179,7 +179,7 @@ impl EtcdLock {
             Context { now: at, population: None, caps: self.usage(group, &values)?, quorum: None };
         let document = document.or(default);
         if let Some(Document { policy, .. }) = &document {
-            if needs.population && counts_nodes(policy) {
+            if needs.population && policy.counts_nodes() {
                 context.population = self.population(group).await?;
             }
             if needs.quorum && policy.quorum.is_some() {
@@ -211,7 +211,8 @@ impl EtcdLock {
         let caps = self.caps_of(values)?;
         let mut held = BTreeMap::new();
         for value in values {
-            if let Some(other) = self.keys.group_of(&value.key)
+            // The own document is read by who asks.
+            if let Some(other) = self.keys.group_of(&value.key).filter(|other| other != group)
                 && let Some(document) = self.document(&other, value)?
             {
                 held.insert(other, u32::try_from(document.holders.len()).unwrap_or(u32::MAX));
@@ -233,11 +234,17 @@ impl EtcdLock {
         }
         let Some(bytes) = &value.bytes else { return Ok(None) };
         let key = self.keys.lock(group);
-        let Numbered { schema } = parse(&key, "lock document", bytes)?;
-        if schema != u64::from(SCHEMA) {
-            return Err(LockError::Schema { key, found: schema, expected: SCHEMA });
-        }
-        let document: Document = parse(&key, "lock document", bytes)?;
+        let document = match parse::<Document>(&key, "lock document", bytes) {
+            Ok(document) if document.is_known() => document,
+            read => {
+                // One of another schema may look like anything.
+                let Numbered { schema } = parse(&key, "lock document", bytes)?;
+                if schema != u64::from(SCHEMA) {
+                    return Err(LockError::Schema { key, found: schema, expected: SCHEMA });
+                }
+                read?
+            }
+        };
         if document.group == *group {
             Ok(Some(document))
         } else {
@@ -259,16 +266,6 @@ impl EtcdLock {
     }
 }
 
-/// Whether a policy has a percentage in it.
-fn counts_nodes(policy: &Policy) -> bool {
-    let is_percent = |limit: &Limit| matches!(limit, Limit::Percent(_));
-    is_percent(&policy.max)
-        || policy
-            .zones
-            .as_ref()
-            .is_some_and(|zones| is_percent(&zones.max) || zones.limits.values().any(is_percent))
-}
-
 fn parse<T: DeserializeOwned>(key: &str, expected: &'static str, bytes: &[u8]) -> Result<T, LockError> {
     serde_json::from_slice(bytes).map_err(|source| LockError::Corrupt {
         key: key.to_owned(),
@@ -277,8 +274,7 @@ fn parse<T: DeserializeOwned>(key: &str, expected: &'static str, bytes: &[u8]) -
     })
 }
 
-/// What is to be read beside the document. Most commands need nothing: a confirmation frees a permit whatever the caps
-/// are.
+/// What is to be read beside the document.
 #[derive(Clone, Copy)]
 struct Needs {
     caps: bool,
@@ -290,10 +286,7 @@ impl Needs {
     const ALL: Self = Self { caps: true, population: true, quorum: true };
 
     const fn of(command: &Command) -> Self {
-        let decides = matches!(
-            command,
-            Command::Request(_) | Command::Verify { .. } | Command::FleetLockRequest { .. }
-        );
+        let decides = command.decides();
         Self { caps: decides, population: decides, quorum: decides }
     }
 }
