@@ -1,4 +1,6 @@
-//! Step 9, permit: an etcd cluster of real members on loopback, which tests freeze, kill and bring back.
+//! Step 9, permit: an etcd cluster of real members on loopback, which tests freeze, kill, cut off and bring back.
+
+mod wires;
 
 use anyhow::{Context as _, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
@@ -8,6 +10,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+use wires::Wires;
 
 /// After this long, what is waited for does not come.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -25,6 +28,8 @@ pub struct Setup {
     pub election: Duration,
     /// Certificates, if clients are to come with TLS and a certificate.
     pub tls: Option<Certificates>,
+    /// Whether members can be cut off from each other; what they say to each other then takes a detour.
+    pub wires: bool,
 }
 
 /// The PEM files of a test.
@@ -94,12 +99,15 @@ pub struct Cluster {
     setup: Setup,
     members: Vec<Member>,
     http: reqwest::Client,
+    wires: Option<Wires>,
 }
 
 #[derive(Debug)]
 struct Member {
     client_port: u16,
     peer_port: u16,
+    /// Where the others find it: at its own port, or at the other end of its wire.
+    advertised_port: u16,
     process: Option<Child>,
 }
 
@@ -116,6 +124,10 @@ impl Member {
             let _ = process.kill();
             let _ = process.wait();
         }
+    }
+
+    fn advertised(&self) -> String {
+        format!("http://127.0.0.1:{}", self.advertised_port)
     }
 
     fn signal(&self, signal: Signal) -> Result<()> {
@@ -145,10 +157,24 @@ impl Cluster {
     fn new(setup: Setup) -> Result<Self> {
         // All at once, so that no two are the same.
         let listeners: Vec<_> =
-            (0..setup.members * 2).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
+            (0..setup.members * 3).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
         let ports = listeners.iter().map(|l| Ok(l.local_addr()?.port())).collect::<Result<Vec<_>>>()?;
-        let member = |pair: &[u16]| Member { client_port: pair[0], peer_port: pair[1], process: None };
-        let members = ports.chunks_exact(2).map(member).collect();
+        let (client_ports, peer_ports) = ports.split_at(setup.members);
+        let (peer_ports, wire_ports) = peer_ports.split_at(setup.members);
+        let wires = match setup.wires {
+            true => Some(Wires::lay(listeners.into_iter().skip(2 * setup.members).collect(), peer_ports)?),
+            false => None,
+        };
+        let member = |at: usize| {
+            let advertised_port = if setup.wires { wire_ports[at] } else { peer_ports[at] };
+            Member {
+                client_port: client_ports[at],
+                peer_port: peer_ports[at],
+                advertised_port,
+                process: None,
+            }
+        };
+        let members = (0..setup.members).map(member).collect();
         let mut http = reqwest::Client::builder().timeout(Duration::from_secs(10)).http1_only();
         if let Some(tls) = &setup.tls {
             let pem = [std::fs::read(&tls.client.0)?, std::fs::read(&tls.client.1)?].concat();
@@ -157,7 +183,7 @@ impl Cluster {
                 .identity(reqwest::Identity::from_pem(&pem)?);
         }
         let folder = tempfile::Builder::new().prefix("flipside-etcd-").tempdir()?;
-        Ok(Self { folder, setup, members, http: http.build()? })
+        Ok(Self { folder, setup, members, http: http.build()?, wires })
     }
 
     async fn bring_up(&mut self) -> Result<()> {
@@ -171,7 +197,7 @@ impl Cluster {
     }
 
     fn spawn(&mut self, at: usize) -> Result<()> {
-        let peer = |(at, member): (usize, &Member)| format!("m{at}=http://127.0.0.1:{}", member.peer_port);
+        let peer = |(at, member): (usize, &Member)| format!("m{at}={}", member.advertised());
         let cluster: Vec<_> = self.members.iter().enumerate().map(peer).collect();
         let (client, own) = (self.endpoint(at), format!("http://127.0.0.1:{}", self.members[at].peer_port));
         let log = File::options().create(true).append(true).open(self.log(at))?;
@@ -181,7 +207,8 @@ impl Cluster {
             .args(["--name", &format!("m{at}"), "--data-dir"])
             .arg(self.folder.path().join(format!("m{at}")))
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
-            .args(["--listen-peer-urls", &own, "--initial-advertise-peer-urls", &own])
+            .args(["--listen-peer-urls", &own])
+            .args(["--initial-advertise-peer-urls", &self.members[at].advertised()])
             .args(["--initial-cluster", &cluster.join(","), "--initial-cluster-state", "new"])
             .args(["--heartbeat-interval", &heartbeat])
             .args(["--election-timeout", &self.setup.election.as_millis().to_string()]);
@@ -302,5 +329,27 @@ impl Cluster {
     /// Where it does not run.
     pub fn thaw(&self, at: usize) -> Result<()> {
         self.members[at].signal(Signal::CONT)
+    }
+
+    /// Cuts a member off from the others; clients still reach it.
+    ///
+    /// # Errors
+    /// Where the cluster was set up without wires, or the member does not answer.
+    pub async fn cut_off(&self, at: usize) -> Result<()> {
+        let wires = self.wires.as_ref().context("the cluster was set up without wires")?;
+        let status = self.ask(at, "maintenance/status", &json!({})).await?;
+        let id = status["header"]["member_id"].as_str().context("the member does not say who it is")?;
+        // Decimal here, and hexadecimal among members.
+        wires.cut(Some((at, format!("{:x}", id.parse::<u64>()?))));
+        Ok(())
+    }
+
+    /// Mends all wires.
+    ///
+    /// # Errors
+    /// Where the cluster was set up without any.
+    pub fn mend(&self) -> Result<()> {
+        self.wires.as_ref().context("the cluster was set up without wires")?.cut(None);
+        Ok(())
     }
 }

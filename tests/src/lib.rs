@@ -7,6 +7,7 @@
 //! - [`hostile`] stands between node and server and misbehaves.
 //! - [`bus`] is a private system bus, with a polkit that says what a test wants.
 //! - [`etcd`] is an etcd cluster that can be frozen and killed.
+//! - [`lock_server`] is an update server whose reboot locks are in use.
 //! - [`blockdev`] puts a disk file behind a loop device.
 //! - [`vm`] boots: firmware, loader, kernel and engine in virtual machines.
 
@@ -15,6 +16,7 @@ pub mod bus;
 pub mod etcd;
 pub mod hostile;
 pub mod images;
+pub mod lock_server;
 pub mod node;
 pub mod process;
 pub mod programs;

@@ -265,6 +265,18 @@ impl Service {
         Ok(Self { child, greeting: greeting.trim_end().to_owned() })
     }
 
+    /// The address that it greeted with, as `http://127.0.0.1:1234`.
+    ///
+    /// # Errors
+    /// Where there is none in its greeting.
+    pub fn address(&self) -> Result<&str> {
+        let start =
+            self.greeting.find("http://").with_context(|| format!("no address in {:?}", self.greeting))?;
+        let rest = &self.greeting[start..];
+        let end = rest.find(|c: char| c.is_whitespace() || c == '"').unwrap_or(rest.len());
+        Ok(rest[..end].trim_end_matches('/'))
+    }
+
     /// Its process id.
     #[must_use]
     pub fn id(&self) -> u32 {

@@ -86,13 +86,7 @@ impl World {
         let mut command = Command::new(&self.programs.update_server);
         command.arg("serve").arg("--data-dir").arg(self.server_data()).args(["--listen", &listen]);
         let service = Service::start(&mut command, &self.folder.join("server.log"))?;
-        let start = service
-            .greeting
-            .find("http://")
-            .with_context(|| format!("no address in {:?}", service.greeting))?;
-        let rest = &service.greeting[start..];
-        let end = rest.find(|c: char| c.is_whitespace() || c == '"').unwrap_or(rest.len());
-        rest[..end].trim_end_matches('/').clone_into(&mut self.address);
+        service.address()?.clone_into(&mut self.address);
         self.server = Some(service);
         Ok(())
     }

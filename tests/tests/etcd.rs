@@ -26,7 +26,7 @@ const TIMEOUT: Duration = Duration::from_millis(1500);
 const LOOK: Duration = Duration::from_millis(20);
 
 fn three() -> Setup {
-    Setup { members: 3, election: Duration::from_secs(1), tls: None }
+    Setup { members: 3, election: Duration::from_secs(1), tls: None, wires: false }
 }
 
 fn settings(endpoints: &[String]) -> Etcd {
@@ -257,6 +257,39 @@ async fn everyone_gets_through_while_members_die_freeze_and_compact() {
     assert_eq!(last.grants, 30, "none was granted twice");
     let end = revision(&cluster, other).await;
     assert!(check_history(&cluster, other, compacted..end + 1, 2).await > 30);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_is_cut_off_lets_nobody_reboot_though_nodes_still_ask_it() {
+    let cluster = Cluster::start(Setup { wires: true, ..three() }).await.unwrap();
+    let etcd = settings(&cluster.endpoints());
+    set_max(&etcd, 2).await;
+    let (fleet, mut tasks) = Fleet::roll(2, 30, &etcd);
+    fleet.until_through(4, &mut tasks).await;
+    // First the leader, which goes on as one until it misses the others; then a follower.
+    for through in [12, 20] {
+        let leader = cluster.leader().await.unwrap();
+        let alone = if through == 12 { leader } else { (leader + 1) % 3 };
+        cluster.cut_off(alone).await.unwrap();
+        let short = Duration::from_secs(4);
+        let only = settings(&[cluster.endpoint(alone)]);
+        let ghost = EtcdLock::new(&only, TIMEOUT, short).unwrap();
+        let error = ghost.perform(&group(), &request("ghost")).await.unwrap_err();
+        assert!(error.is_passing(), "{}", update_engine::error::chain(&error));
+        let error = ghost.view(&group()).await.unwrap_err();
+        assert!(error.is_passing(), "{}", update_engine::error::chain(&error));
+        // A third of the nodes asks it first, and goes on to the others.
+        fleet.until_through(through, &mut tasks).await;
+        cluster.mend().unwrap();
+        fleet.until_through(through + 4, &mut tasks).await;
+    }
+    fleet.all_through(tasks).await;
+    let last = lock(&etcd).view(&group()).await.unwrap().document;
+    assert_eq!((last.holders.len(), last.queue.len(), last.finished.len()), (0, 0, 30));
+    assert_eq!(last.grants, 30, "none was granted twice, and the ghost got none");
+    let leader = cluster.leader().await.unwrap();
+    let revisions = check_history(&cluster, leader, 1..revision(&cluster, leader).await + 1, 2).await;
+    assert!(revisions > 120, "{revisions}");
 }
 
 /// Stands between a client and a member. Once armed it rings as soon as a change of the lock has been passed on, so that
