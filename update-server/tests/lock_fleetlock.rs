@@ -6,7 +6,7 @@ mod common;
 
 use common::Server;
 use jiff::SignedDuration;
-use protocol::wire::{FleetLockError, LockInfo};
+use protocol::wire::{FleetLockError, LockInfo, LockPolicies, LockPolicySet, SCHEMA};
 use reqwest::{Method, Response, StatusCode, header};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -103,6 +103,47 @@ async fn thirty_at_once() {
     order.sort();
     order.dedup();
     assert_eq!(order.len(), 30, "no node was passed over");
+}
+
+#[tokio::test]
+async fn thirty_at_once_and_each_of_them_twice_when_three_may() {
+    let server = Server::start().await;
+    let admin = server.admin();
+    let LockPolicies { digest, .. } = admin.read("/api/v1/lock-policy").await;
+    let (file, why) = ("[group.default]\nmax = 3\n".to_owned(), "test".to_owned());
+    let set = LockPolicySet { schema: SCHEMA, replaces: digest, file, why };
+    let _: LockPolicies = common::done(admin.send(Method::PUT, "/api/v1/lock-policy", &set).await).await;
+    let asked = (0..60).map(|n| {
+        let request = server.anybody().request(Method::POST, LOCK).header("fleet-lock-protocol", "true");
+        async move {
+            let id = format!("n{}", n % 30);
+            let answer = request.body(body(&id, "default")).send().await.unwrap();
+            (id, answer.status())
+        }
+    });
+    let answers = futures::future::join_all(asked).await;
+    let with = |status: StatusCode| {
+        let ids = answers.iter().filter(|(_, found)| *found == status).map(|(id, _)| id.clone());
+        ids.collect::<std::collections::BTreeSet<_>>()
+    };
+    let (granted, full) = (with(StatusCode::OK), with(StatusCode::CONFLICT));
+    assert_eq!((granted.len(), full.len()), (3, 27), "{answers:?}");
+    assert!(granted.is_disjoint(&full), "a client is told the same twice");
+    assert_eq!(holders(&server).await.into_iter().collect::<std::collections::BTreeSet<_>>(), granted);
+    assert_eq!(lock(&server).await.view.document.queue.len(), 27, "nobody waits twice");
+}
+
+#[tokio::test]
+async fn unlock_by_who_waits_gives_up_the_place_and_frees_nothing() {
+    let server = Server::start().await;
+    granted(&server, LOCK, "a").await;
+    for waiter in ["b", "c"] {
+        refused(ask(&server, LOCK, waiter).await, StatusCode::CONFLICT, "failed_lock_semaphore_full").await;
+    }
+    granted(&server, UNLOCK, "b").await;
+    assert_eq!(holders(&server).await, ["a"]);
+    granted(&server, UNLOCK, "a").await;
+    granted(&server, LOCK, "c").await;
 }
 
 /// Written by hand, so that nothing adds a header: reqwest, for one, never sends a doubled slash as we type it.
