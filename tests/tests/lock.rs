@@ -36,7 +36,7 @@ const GROUP: &str = "default";
 impl Keeper {
     fn etcd() -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-        let setup = EtcdSetup { members: 1, election: Duration::from_secs(1), tls: None };
+        let setup = EtcdSetup { members: 1, election: Duration::from_secs(1), tls: None, wires: false };
         let cluster = runtime.block_on(Cluster::start(setup)).unwrap();
         let endpoints = cluster.endpoints().iter().map(|text| endpoint(text).unwrap()).collect();
         let prefix = "/flipside".to_owned();
