@@ -178,7 +178,7 @@ const NODE: &str = "0123456789abcdef0123456789abcdef";
 
 /// A machine whose configuration keeps the lock in a cluster of one member.
 async fn with_etcd(folder: &Path) -> (Cluster, Here) {
-    let setup = Setup { members: 1, election: Duration::from_secs(1), tls: None };
+    let setup = Setup { members: 1, election: Duration::from_secs(1), tls: None, wires: false };
     let cluster = Cluster::start(setup).await.unwrap();
     let (config, state) = (folder.join("desk.toml"), folder.join("state"));
     std::fs::create_dir(&state).unwrap();
