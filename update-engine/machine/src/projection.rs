@@ -113,7 +113,7 @@ fn permit_line(permit: &Permit, trouble: &str) -> Option<String> {
             Some(format!("held; the lock is still to hear that {version} failed{}", untold()))
         }
         PermitStage::Halting => {
-            Some(format!("held, as {version} failed here: another release or an operator frees it"))
+            Some(format!("left held, as {version} failed here: another release or an operator frees it"))
         }
         PermitStage::Unknown => Some("held since before another boot".to_owned()),
     }

@@ -249,6 +249,10 @@ pub struct Permit {
     pub boot_id: BootId,
     /// How far it got.
     pub stage: PermitStage,
+    /// The attempt that this one is to take the place of, until the lock said that it did: what the lock may have given
+    /// that one, or keeps of its failure, must not be forgotten if this one ends before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<Box<Permit>>,
 }
 
 /// How far an attempt at the lock got, as far as this node knows.

@@ -358,6 +358,13 @@ fn a_permit_of_an_attempt_that_is_not_on_record_is_brought_to_its_end() {
         assert_eq!(asking(&world), "Confirm");
         world.finish(End::Well).unwrap();
         assert_eq!(phase(&world), fails.then_some(Phase::Granted), "{to}");
+        if fails {
+            assert_eq!(
+                world.record().permit.unwrap().version.to_string(),
+                to,
+                "what failed is not what runs"
+            );
+        }
         let way = way_to_reboot(&mut world).join(" ");
         let before = if fails { "Fail " } else { "" };
         assert_eq!(way, format!("{before}Request PrepareReboot Verify Activate Reboot"));
@@ -399,4 +406,105 @@ fn a_flip_that_waits_for_its_reboot_is_undone_when_a_hook_begins_to_hold_or_the_
         world.finish(End::Well).unwrap();
         assert!(!world.is_holder());
     }
+}
+
+/// Nothing else would ever give it back, and it would be stuck and halt the group.
+#[test]
+fn an_open_attempt_goes_back_when_the_strategy_needs_no_permit_any_more() {
+    for strategy in [Strategy::Off, Strategy::Window] {
+        for moment in [prepares as fn(&Operation) -> bool, reboots, |operation| word(operation) == "Request"]
+        {
+            let mut world = daemon(Strategy::Lock, &[Good]);
+            until(&mut world, moment);
+            let policy = Policy { strategy, ..world.policy.clone() };
+            world = world.with_policy(policy);
+            until(&mut world, asks(&Ask::Abandon));
+            world.finish(End::Well).unwrap();
+            rest(&mut world);
+            assert_eq!((world.is_holder(), world.record().permit), (false, None), "{strategy:?}");
+        }
+    }
+}
+
+/// The lock granted the older release's attempt, and its answer was lost; of the newer one's it never heard.
+#[test]
+fn an_attempt_that_another_was_to_supersede_is_given_back_where_the_lock_never_heard_of_the_other() {
+    let mut world = daemon(Strategy::Lock, &[Good, Good]);
+    until(&mut world, asks(&Ask::Request));
+    world.finish(End::DoneButFails).unwrap();
+    let first = world.record().permit.unwrap().attempt;
+    world.act(&Action::LockAnswers(false)).unwrap();
+    world.server.lists_older = true;
+    world.server.channel = Some(2);
+    reply(&mut world, Command::Check);
+    let of_another = |operation: &Operation| matches!(operation, Operation::AskLock(question) if question.attempt != first);
+    until(&mut world, of_another);
+    world.finish(End::Well).unwrap();
+    world.act(&Action::LockAnswers(true)).unwrap();
+    reply(&mut world, Command::Cancel);
+    world.start().unwrap();
+    world.server.channel = None;
+    rest(&mut world);
+    assert_eq!((world.is_holder(), world.record().permit), (false, None));
+}
+
+#[test]
+fn a_failed_release_is_not_forgotten_when_the_attempt_that_was_to_take_over_comes_to_nothing() {
+    let mut world = verified(&[Hangs]);
+    world.finish(End::Well).unwrap();
+    rest(&mut world);
+    let failed = world.record().permit;
+    let repaired = world.server.publish(Good);
+    world.server.channel = Some(repaired);
+    world.act(&Action::LockAnswers(false)).unwrap();
+    until(&mut world, asks(&Ask::Request));
+    world.finish(End::Well).unwrap();
+    reply(&mut world, Command::Cancel);
+    world.act(&Action::LockAnswers(true)).unwrap();
+    rest(&mut world);
+    assert_eq!((world.record().permit, phase(&world)), (failed, Some(Phase::Failed)));
+}
+
+#[test]
+fn a_group_that_is_not_there_when_it_is_verified_takes_nothing_away() {
+    let mut world = daemon(Strategy::Lock, &[Good]);
+    until(&mut world, asks(&Ask::Verify));
+    let because = protocol::lock::Refusal::UnknownGroup { group: "default".parse().unwrap() };
+    world.deliver(machine::Event::LockAnswered(Ok(Reply::Refused { because }))).unwrap();
+    assert_eq!((stage(&world), world.record().intent), (Some(PermitStage::Held), None));
+    assert!(waits_for(&world).contains("there is no group default"), "{}", waits_for(&world));
+    world.server.channel = None;
+    world.start().unwrap();
+    until(&mut world, asks(&Ask::Abandon));
+    world.finish(End::Well).unwrap();
+    assert!(!world.is_holder());
+}
+
+#[test]
+fn what_waits_for_the_post_confirm_hooks_says_so() {
+    let mut world = verified(&[Good, Good]);
+    world.finish(End::Well).unwrap();
+    until(&mut world, |operation| matches!(operation, Operation::PostConfirm { .. }));
+    world.finish(End::Fails(FailureKind::Node)).unwrap();
+    world.server.channel = Some(2);
+    reply(&mut world, Command::Check);
+    rest(&mut world);
+    assert_eq!(
+        waits_for(&world),
+        "hook: the permit for 1.1.0 goes back when its post-confirm hooks have run"
+    );
+}
+
+/// Nobody knows when the next pass comes, and all others would wait for it.
+#[test]
+fn one_pass_gives_back_a_permit_that_it_could_not_use() {
+    let mut world = offered(Strategy::Lock, Mode::Once, &[Good]);
+    world.act(&Action::Holds(Some(HoldKind::Inhibitor))).unwrap();
+    rest(&mut world);
+    assert_eq!((world.exit, world.is_holder()), (Some(Exit::Deferred), false));
+    let mut world = offered(Strategy::Lock, Mode::Once, &[Good]);
+    until(&mut world, asks(&Ask::Verify));
+    world.act(&Action::LockAnswers(false)).unwrap();
+    rest(&mut world);
+    assert_eq!((world.exit, stage(&world)), (Some(Exit::Deferred), Some(PermitStage::GivenUp)));
 }

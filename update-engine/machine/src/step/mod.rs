@@ -288,7 +288,9 @@ impl Turn {
         let check = |turn: &mut Self| turn.decide_check();
         let reboot = |turn: &mut Self| turn.decide_reboot();
         let first = if check_first { check(self) } else { reboot(self) };
-        let next = first.or_else(|| if check_first { reboot(self) } else { check(self) });
+        let next = first
+            .or_else(|| if check_first { reboot(self) } else { check(self) })
+            .or_else(|| self.decide_permit_unused());
         let run = &mut self.state.run;
         if next.is_none() && run.waiting.is_none() {
             run.waiting = run.install_held.clone().map(Waiting::Hook);

@@ -67,17 +67,31 @@ impl Turn {
                 if let Some(held) = self.held_back() {
                     return Some(held);
                 }
-                // What is still to be told of another attempt comes first; one that is open in this boot is superseded at
-                // the lock by the new one, which inherits its permit or its place.
-                if permit.is_some_and(|permit| !permit.is_open() && permit.stage != PermitStage::Halting) {
-                    return Some(self.end_or_wait());
+                if let Some(told) = permit.as_ref().and_then(|permit| self.told_first(permit)) {
+                    return Some(told);
                 }
                 let attempt = self.new_attempt()?;
-                let permit = Permit { attempt, version: version.clone(), boot_id, stage: PermitStage::Asked };
-                self.state.record.permit = Some(permit);
+                self.state.record.permit = Some(Permit {
+                    attempt,
+                    version: version.clone(),
+                    boot_id,
+                    stage: PermitStage::Asked,
+                    before: permit.map(Box::new),
+                });
             }
         }
         Some(self.question(Ask::Request).map_or(Leave::Wait, Leave::Ask))
+    }
+
+    /// What is still to be told of another attempt comes first. One that is open in this boot, or failed, is superseded at
+    /// the lock by the new one, which inherits its permit or its place; but only one at a time.
+    fn told_first(&mut self, permit: &Permit) -> Option<Leave> {
+        if permit.is_open() && permit.before.is_some() {
+            self.give_up_permit();
+        } else if permit.is_open() || permit.stage == PermitStage::Halting {
+            return None;
+        }
+        Some(self.end_or_wait())
     }
 
     /// What was found to hold the reboot, and is not looked at again yet: no permit is asked for meanwhile.
@@ -157,7 +171,14 @@ impl Turn {
         match self.decide_permit_end() {
             Some(operation) => Leave::Ask(operation),
             None => {
-                self.state.run.waiting.get_or_insert(Waiting::Permit(self.state.run.permit_note.clone()));
+                let waiting = match &self.state.record.post_confirm {
+                    Some(owed) => Waiting::Hook(format!(
+                        "the permit for {} goes back when its post-confirm hooks have run",
+                        owed.version
+                    )),
+                    None => Waiting::Permit(self.state.run.permit_note.clone()),
+                };
+                self.state.run.waiting.get_or_insert(waiting);
                 Leave::Wait
             }
         }
@@ -173,6 +194,20 @@ impl Turn {
         if !self.give_up_permit() {
             return None;
         }
+        self.decide_permit_end()
+    }
+
+    /// One pass ends: a permit that it could not use is for others until the next pass, which nobody knows the time of. One
+    /// that covers a flip stays.
+    pub(super) fn decide_permit_unused(&mut self) -> Option<Operation> {
+        let held = |permit: &Permit| permit.stage == PermitStage::Held;
+        if !self.state.run.once
+            || self.state.record.intent.is_some()
+            || !self.state.record.permit.as_ref().is_some_and(held)
+        {
+            return None;
+        }
+        self.give_up_permit();
         self.decide_permit_end()
     }
 
@@ -200,7 +235,14 @@ impl Turn {
         let running = self.state.running_version().cloned();
         let Some(permit) = &mut self.state.record.permit else { return };
         let ended = !permit.is_open() && permit.stage != PermitStage::GivenUp;
-        if ended || permit.boot_id == facts.boot_id {
+        if permit.boot_id == facts.boot_id {
+            // The configuration needs none any more, and nothing else would give it back.
+            if permit.is_open() && self.state.policy.strategy != Strategy::Lock {
+                permit.stage = PermitStage::GivenUp;
+            }
+            return;
+        }
+        if ended {
             return;
         }
         permit.stage = if running.as_ref() != Some(&permit.version) {
@@ -247,6 +289,7 @@ impl Turn {
             (Ask::Request, reply) => self.requested(reply),
             (Ask::Verify, reply) => self.verified(&question.version, reply, abandoned),
             (Ask::Booted, reply) => self.booted_heard(reply),
+            (Ask::Abandon, Reply::Released { was_held: false }) => self.attempt_over(),
             (_, Reply::Released { .. }) => self.state.record.permit = None,
             (Ask::Fail { .. }, Reply::Noted) => self.permit_is(PermitStage::Halting),
             (_, Reply::Refused { because: because @ (Refusal::SameBoot | Refusal::UnknownGroup { .. }) }) => {
@@ -260,9 +303,14 @@ impl Turn {
             // Another version runs than the permit was granted for: that one is not here.
             (Ask::Confirm, Reply::Refused { because: because @ Refusal::OtherVersion { .. } }) => {
                 self.permit_is(PermitStage::Failed { reason: because.to_string() });
+                if let (Some(permit), Refusal::OtherVersion { expected, .. }) =
+                    (&mut self.state.record.permit, because)
+                {
+                    permit.version = expected;
+                }
             }
             // The attempt is over there already.
-            (_, Reply::Refused { .. }) => self.state.record.permit = None,
+            (_, Reply::Refused { .. }) => self.attempt_over(),
             (_, reply) => self.put_off_lock(&unexpected(&reply), self.state.policy.permit_retry_max_s.into()),
         }
     }
@@ -273,16 +321,38 @@ impl Turn {
         }
     }
 
+    /// The attempt is over, and holds nothing. What it was to take the place of may still be held: an attempt that was open
+    /// is given back, a failed one goes on to halt the group.
+    fn attempt_over(&mut self) {
+        let before = self.state.record.permit.take().and_then(|permit| permit.before);
+        self.state.record.permit = before.map(|mut before| {
+            if before.is_open() {
+                before.stage = PermitStage::GivenUp;
+            }
+            *before
+        });
+    }
+
+    /// The lock carried a request of this attempt out: one that was open before is over there.
+    fn superseded(&mut self) {
+        if let Some(permit) = &mut self.state.record.permit {
+            permit.before.take_if(|before| before.is_open());
+        }
+    }
+
     fn requested(&mut self, reply: Reply) {
         // Given up meanwhile: whatever came of it is given back.
         if self.state.record.permit.as_ref().is_none_or(|permit| !permit.is_open()) {
             return;
         }
+        if matches!(reply, Reply::Granted { .. } | Reply::Wait { .. }) {
+            self.superseded();
+        }
         match reply {
             Reply::Granted { .. } => self.permit_is(PermitStage::Held),
             Reply::Wait { because, retry_after_s } => self.wait_for_permit(&listed(&because), retry_after_s),
             Reply::Refused { because: Refusal::AttemptOver } => {
-                self.state.record.permit = None;
+                self.attempt_over();
                 self.wait_for_permit("the attempt was ended at the lock; another one begins", 1);
             }
             Reply::Refused { because: Refusal::Rebooted } => self.permit_is(PermitStage::Unknown),
@@ -311,7 +381,10 @@ impl Turn {
                 self.undo_without_permit();
             }
             Reply::Refused { because } => {
-                self.state.record.permit = None;
+                // A group that is not there says nothing of who holds what, and may be there again.
+                if !matches!(because, Refusal::UnknownGroup { .. }) {
+                    self.state.record.permit = None;
+                }
                 self.wait_for_permit(&because.to_string(), self.state.policy.permit_retry_s);
                 self.undo_without_permit();
             }

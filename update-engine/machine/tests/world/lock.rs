@@ -85,6 +85,8 @@ impl World {
                 Ok(())
             }
             (Ask::Verify, PermitStage::Held) => Ok(()),
+            // Where the strategy needs no permit any more, what was switched under one may stay.
+            (Ask::Abandon, PermitStage::GivenUp) if self.policy.strategy != Strategy::Lock => Ok(()),
             (Ask::Abandon, PermitStage::GivenUp) => self.stays_here(),
             (Ask::Booted, PermitStage::Held | PermitStage::Unknown) if in_new_boot => Ok(()),
             (Ask::Booted, PermitStage::Unknown) => Ok(()),
