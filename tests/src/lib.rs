@@ -8,6 +8,7 @@
 //! - [`bus`] is a private system bus, with a polkit that says what a test wants.
 //! - [`etcd`] is an etcd cluster that can be frozen and killed.
 //! - [`lock_server`] is an update server whose reboot locks are in use.
+//! - [`postgres`] is a PostgreSQL with fresh databases.
 //! - [`blockdev`] puts a disk file behind a loop device.
 //! - [`vm`] boots: firmware, loader, kernel and engine in virtual machines.
 
@@ -18,6 +19,7 @@ pub mod hostile;
 pub mod images;
 pub mod lock_server;
 pub mod node;
+pub mod postgres;
 pub mod process;
 pub mod programs;
 pub mod small;

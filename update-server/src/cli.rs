@@ -1,10 +1,10 @@
 //! The commands of `update-server` and what they print.
 
 use crate::auth::{self, Role};
-use crate::data_dir::{self, DataDir};
+use crate::data_dir::{self, DataDir, DataDirError};
 use crate::server::{App, system_clock};
 use crate::store::audit::{self, Change};
-use crate::store::tokens;
+use crate::store::{DatabaseUrl, Store, tokens};
 use anyhow::{Context as _, Result};
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use jiff::Timestamp;
@@ -48,7 +48,7 @@ enum Command {
     /// Tokens of operators.
     #[command(subcommand)]
     Token(TokenCommand),
-    /// Write a consistent copy of the database, while the server may run. Copy online-keys/ and payloads/ as files.
+    /// Write a consistent copy of the SQLite database, while the server may run. Copy online-keys/ and payloads/ as files.
     Backup {
         #[command(flatten)]
         data: DataDirArgs,
@@ -58,11 +58,36 @@ enum Command {
     },
 }
 
-#[derive(Debug, Args)]
+#[derive(Args)]
 struct DataDirArgs {
     /// The server's folder.
     #[arg(long)]
     data_dir: PathBuf,
+    /// Keep the data in PostgreSQL instead of SQLite in the folder: postgres://USER@HOST/DATABASE. A password is better in
+    /// the environment (this variable or PGPASSWORD) or in ~/.pgpass: arguments show in the list of processes.
+    #[arg(long, env = "UPDATE_SERVER_DATABASE_URL", hide_env_values = true, value_name = "URL")]
+    database_url: Option<String>,
+}
+
+impl DataDirArgs {
+    /// The address, if there is one; an empty variable is none.
+    fn database(&self) -> Option<DatabaseUrl> {
+        self.database_url.clone().filter(|url| !url.is_empty()).map(DatabaseUrl::from)
+    }
+
+    async fn open_store(&self) -> Result<Store, DataDirError> {
+        data_dir::open_store(&self.data_dir, self.database().as_ref()).await
+    }
+}
+
+impl fmt::Debug for DataDirArgs {
+    /// Without what may hold a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DataDirArgs")
+            .field("data_dir", &self.data_dir)
+            .field("database", &self.database())
+            .finish()
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -122,16 +147,14 @@ pub fn print_usage_error(error: &clap::Error) {
 pub async fn run(cli: Cli) -> Result<Exit> {
     let json = cli.json;
     match cli.command {
-        Command::Init(data) => init(&data.data_dir, json).await,
-        Command::Serve { data, listen } => serve(&data.data_dir, &listen, json).await,
+        Command::Init(data) => init(&data, json).await,
+        Command::Serve { data, listen } => serve(&data, &listen, json).await,
         Command::Token(TokenCommand::Create { data, name, role, expires }) => {
-            create_token(&data.data_dir, &name, role, expires, json).await
+            create_token(&data, &name, role, expires, json).await
         }
-        Command::Token(TokenCommand::List(data)) => list_tokens(&data.data_dir, json).await,
-        Command::Token(TokenCommand::Revoke { data, name }) => {
-            revoke_token(&data.data_dir, &name, json).await
-        }
-        Command::Backup { data, out } => backup(&data.data_dir, &out, json).await,
+        Command::Token(TokenCommand::List(data)) => list_tokens(&data, json).await,
+        Command::Token(TokenCommand::Revoke { data, name }) => revoke_token(&data, &name, json).await,
+        Command::Backup { data, out } => backup(&data, &out, json).await,
     }
 }
 
@@ -144,8 +167,9 @@ fn now() -> Timestamp {
     system_clock()()
 }
 
-async fn init(folder: &Path, json: bool) -> Result<Exit> {
-    data_dir::init(folder, now()).await?;
+async fn init(data: &DataDirArgs, json: bool) -> Result<Exit> {
+    let folder = &data.data_dir;
+    data_dir::init(folder, data.database().as_ref(), now()).await?;
     let (keys, token) = (folder.join("online-keys.pub.json"), folder.join("admin-token"));
     if json {
         say(format_args!(
@@ -160,8 +184,8 @@ async fn init(folder: &Path, json: bool) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-async fn serve(folder: &Path, listen: &str, json: bool) -> Result<Exit> {
-    let data = DataDir::open(folder).await?;
+async fn serve(data: &DataDirArgs, listen: &str, json: bool) -> Result<Exit> {
+    let data = DataDir::open(&data.data_dir, data.database().as_ref()).await?;
     let app = App::new(&data, system_clock()).await.context("cannot read what is published")?;
     app.renew().await;
     let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
@@ -188,7 +212,7 @@ async fn serve(folder: &Path, listen: &str, json: bool) -> Result<Exit> {
 }
 
 async fn create_token(
-    folder: &Path,
+    data: &DataDirArgs,
     name: &str,
     role: Role,
     expires: Option<Timestamp>,
@@ -200,7 +224,7 @@ async fn create_token(
         valid,
         "not a valid token name: expected up to 64 letters, digits, '.', '_' or '-', and not \"server\", found {name:?}"
     );
-    let store = data_dir::open_store(folder).await?;
+    let store = data.open_store().await?;
     let text = auth::generate().context("the system gives no random bytes")?;
     let made = data_dir::create_token(&store, name, role, expires, &text, now()).await?;
     anyhow::ensure!(
@@ -219,8 +243,8 @@ async fn create_token(
     Ok(Exit::Done)
 }
 
-async fn list_tokens(folder: &Path, json: bool) -> Result<Exit> {
-    let store = data_dir::open_store(folder).await?;
+async fn list_tokens(data: &DataDirArgs, json: bool) -> Result<Exit> {
+    let store = data.open_store().await?;
     let tokens = tokens::list(&mut *store.read().await?).await?;
     store.close().await;
     let now = now();
@@ -254,8 +278,8 @@ async fn list_tokens(folder: &Path, json: bool) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-async fn revoke_token(folder: &Path, name: &str, json: bool) -> Result<Exit> {
-    let store = data_dir::open_store(folder).await?;
+async fn revoke_token(data: &DataDirArgs, name: &str, json: bool) -> Result<Exit> {
+    let store = data.open_store().await?;
     let now = now();
     let mut change = store.write().await?;
     let found = tokens::list(&mut change).await?.into_iter().find(|token| token.name == name);
@@ -276,10 +300,18 @@ async fn revoke_token(folder: &Path, name: &str, json: bool) -> Result<Exit> {
     Ok(if revoked { Exit::Done } else { Exit::NothingToDo })
 }
 
-async fn backup(folder: &Path, out: &Path, json: bool) -> Result<Exit> {
+async fn backup(data: &DataDirArgs, out: &Path, json: bool) -> Result<Exit> {
+    if data.database().is_some() {
+        // It does that better, and backup systems know it.
+        let line = "backup copies SQLite only: expected no --database-url; with PostgreSQL use pg_dump --format=custom, and copy \
+                    online-keys/ and payloads/ as files";
+        print_failure(line, json);
+        writeln!(io::stderr(), "update-server: {line}").context("cannot write to stderr")?;
+        return Ok(Exit::Usage);
+    }
     anyhow::ensure!(!out.exists(), "{} is there already: expected a new file", out.display());
     let path = out.to_str().context("the backup's name is not UTF-8")?;
-    let store = data_dir::open_store(folder).await?;
+    let store = data.open_store().await?;
     store.copy_to(path).await?;
     store.close().await;
     // The copy is on the disk before anyone is told that there is one.

@@ -1,7 +1,8 @@
 //! Step 3, metadata: the server's folder. `init` makes it, `serve` opens it.
 //!
 //! ```text
-//! server.db               SQLite: metadata, releases, channels, nodes, events, tokens, audit log
+//! server.db               SQLite: metadata, releases, channels, nodes, events, tokens, audit log; not there where they are
+//!                         in PostgreSQL
 //! payloads/<sha256>       the payload files
 //! online-keys/            the keys that the server signs with (0600)
 //! online-keys.pub.json    their public halves, for image-tools keys init
@@ -13,7 +14,7 @@ use crate::auth::{self, Role};
 use crate::payloads::PayloadFolder;
 use crate::store::audit::{self, Change};
 use crate::store::tokens::{self, Token};
-use crate::store::{Store, StoreError};
+use crate::store::{DatabaseUrl, Place, Store, StoreError};
 use jiff::Timestamp;
 use protocol::digest::Sha256;
 use std::fs::{File, TryLockError};
@@ -35,7 +36,11 @@ pub enum DataDirError {
         found: &'static str,
     },
     /// It was not made yet.
-    #[error("{} is not a data directory: expected {missing} in it; make it with update-server init", .path.display())]
+    #[error(
+        "{} is not a data directory: expected {missing} in it; make it with update-server init{}",
+        .path.display(),
+        if *.missing == DATABASE { ", or give --database-url if its data is in PostgreSQL" } else { "" }
+    )]
     NotInitialised {
         /// The folder.
         path: PathBuf,
@@ -54,11 +59,17 @@ pub enum DataDirError {
         #[source]
         source: io::Error,
     },
+    /// Its data is in SQLite, and PostgreSQL is asked for.
+    #[error(
+        "the data of {} is in {DATABASE} there: expected no --database-url; take another folder for data in PostgreSQL",
+        .0.display()
+    )]
+    TwoDatabases(PathBuf),
     /// The database.
-    #[error("cannot use the database in {}", .path.display())]
+    #[error("cannot use the database {place}")]
     Store {
-        /// The folder.
-        path: PathBuf,
+        /// Which.
+        place: Place,
         /// Why not.
         #[source]
         source: StoreError,
@@ -98,24 +109,45 @@ fn make_private_folder(path: &Path) -> Result<(), DataDirError> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io_error(path))
 }
 
-/// Makes a data directory: folder, database, online keys, and a first token of role operator.
+/// Where the data of a folder is.
+fn place(folder: &Path, database: Option<&DatabaseUrl>) -> Place {
+    database.map_or_else(|| Place::Sqlite(folder.join(DATABASE)), |url| Place::Postgres(url.clone()))
+}
+
+async fn open_place(place: Place, create: bool) -> Result<Store, DataDirError> {
+    match Store::open(&place, create).await {
+        Ok(store) => Ok(store),
+        Err(source) => Err(DataDirError::Store { place, source }),
+    }
+}
+
+/// Makes a data directory: folder, database, online keys, and a first token of role operator. The database is a file in
+/// the folder, or the empty one of PostgreSQL that `database` names.
 ///
 /// # Errors
 /// [`DataDirError`]; a folder that was made before is left as it is.
-pub async fn init(folder: &Path, now: Timestamp) -> Result<(), DataDirError> {
+pub async fn init(folder: &Path, database: Option<&DatabaseUrl>, now: Timestamp) -> Result<(), DataDirError> {
     for found in [DATABASE, KEYS, PUBLIC_KEYS, ADMIN_TOKEN] {
         if folder.join(found).exists() {
             return Err(DataDirError::Initialised { path: folder.to_owned(), found });
         }
     }
+    // What is most likely to fail comes before anything is made here.
+    let postgres = match database {
+        Some(_) => Some(open_place(place(folder, database), true).await?),
+        None => None,
+    };
     make_private_folder(folder)?;
     make_private_folder(&folder.join(KEYS))?;
     let keys = OnlineKeys::generate()?;
     keys.save(&folder.join(KEYS))?;
     keys.public().save(&folder.join(PUBLIC_KEYS))?;
     PayloadFolder::open(&folder.join("payloads")).map_err(io_error(&folder.join("payloads")))?;
-    let store_error = |source| DataDirError::Store { path: folder.to_owned(), source };
-    let store = Store::open(&folder.join(DATABASE), true).await.map_err(store_error)?;
+    let store = match postgres {
+        Some(store) => store,
+        None => open_place(place(folder, database), true).await?,
+    };
+    let store_error = |source| DataDirError::Store { place: place(folder, database), source };
     let text = auth::generate().map_err(DataDirError::Randomness)?;
     create_token(&store, "admin", Role::Operator, None, &text, now).await.map_err(store_error)?;
     store.close().await;
@@ -151,14 +183,23 @@ pub async fn create_token(
 ///
 /// # Errors
 /// [`DataDirError`].
-pub async fn open_store(folder: &Path) -> Result<Store, DataDirError> {
-    for missing in [DATABASE, ADMIN_TOKEN] {
-        if !folder.join(missing).exists() {
-            return Err(DataDirError::NotInitialised { path: folder.to_owned(), missing });
-        }
+pub async fn open_store(folder: &Path, database: Option<&DatabaseUrl>) -> Result<Store, DataDirError> {
+    check_made(folder, database)?;
+    if !folder.join(ADMIN_TOKEN).exists() {
+        return Err(DataDirError::NotInitialised { path: folder.to_owned(), missing: ADMIN_TOKEN });
     }
-    let failed = |source| DataDirError::Store { path: folder.to_owned(), source };
-    Store::open(&folder.join(DATABASE), false).await.map_err(failed)
+    open_place(place(folder, database), false).await
+}
+
+/// Whether the folder was made for this kind of database.
+fn check_made(folder: &Path, database: Option<&DatabaseUrl>) -> Result<(), DataDirError> {
+    match (database, folder.join(DATABASE).exists()) {
+        (None, true) => Ok(()),
+        (None, false) => Err(DataDirError::NotInitialised { path: folder.to_owned(), missing: DATABASE }),
+        (Some(_), true) => Err(DataDirError::TwoDatabases(folder.to_owned())),
+        (Some(_), false) if folder.join(KEYS).exists() => Ok(()),
+        (Some(_), false) => Err(DataDirError::NotInitialised { path: folder.to_owned(), missing: KEYS }),
+    }
 }
 
 impl DataDir {
@@ -166,10 +207,8 @@ impl DataDir {
     ///
     /// # Errors
     /// [`DataDirError`], also where another server runs on it.
-    pub async fn open(folder: &Path) -> Result<Self, DataDirError> {
-        if !folder.join(DATABASE).exists() {
-            return Err(DataDirError::NotInitialised { path: folder.to_owned(), missing: DATABASE });
-        }
+    pub async fn open(folder: &Path, database: Option<&DatabaseUrl>) -> Result<Self, DataDirError> {
+        check_made(folder, database)?;
         let path = folder.join("lock");
         let lock = File::options().create(true).append(true).open(&path).map_err(io_error(&path))?;
         match lock.try_lock() {
@@ -177,7 +216,7 @@ impl DataDir {
             Err(TryLockError::WouldBlock) => return Err(DataDirError::InUse(folder.to_owned())),
             Err(TryLockError::Error(source)) => return Err(DataDirError::Io { path, source }),
         }
-        let store = open_store(folder).await?;
+        let store = open_store(folder, database).await?;
         let payloads =
             PayloadFolder::open(&folder.join("payloads")).map_err(io_error(&folder.join("payloads")))?;
         let keys = OnlineKeys::load(&folder.join(KEYS))?;

@@ -155,26 +155,47 @@ pub async fn perform(app: &App, group: &Group, command: &Command) -> Result<Opti
     // One after the other, so that they do not fight over the database.
     let _turn = app.lock_turn().await;
     for _ in 0..TRIES {
-        let now = app.now();
-        let mut change = app.store().write().await?;
-        if let Command::Request(request) = command {
-            locks::set_place(&mut change, &request.node, group, request.zone.as_ref(), now).await?;
+        match carry_out(app, group, command).await {
+            Ok(Outcome::Done(reply)) => return Ok(reply),
+            Ok(Outcome::Lost) => {}
+            Err(error) if error.is_conflict() => {}
+            Err(error) => return Err(error.into()),
         }
-        let Some(found) = find_for(&mut change, group, command, now).await? else { return Ok(None) };
-        let applied = apply(&found.document, command, &found.context);
-        if let Some(next) = &applied.document {
-            if !write(&mut change, &found, next).await? {
-                continue;
-            }
-            record(&mut change, group, command, &found.document, now).await?;
-        }
-        change.commit().await.map_err(StoreError::from)?;
-        if let Some(next) = &applied.document {
-            log(group, &found.document, next);
-        }
-        return Ok(Some(applied.reply));
     }
     Err(LockFailure::Contended { group: group.clone() })
+}
+
+/// What came of one try.
+enum Outcome {
+    /// It is done, durable where it changed anything; none where the group is not known.
+    Done(Option<Reply>),
+    /// Another server was faster, and nothing was written.
+    Lost,
+}
+
+/// Tries once to carry a command out. The revision decides: the document is written only if it still is the one that the
+/// command was applied to, whatever else is going on in the database.
+async fn carry_out(app: &App, group: &Group, command: &Command) -> Result<Outcome, StoreError> {
+    let now = app.now();
+    let mut change = app.store().write().await?;
+    if let Command::Request(request) = command {
+        locks::set_place(&mut change, &request.node, group, request.zone.as_ref(), now).await?;
+    }
+    let Some(found) = find_for(&mut change, group, command, now).await? else {
+        return Ok(Outcome::Done(None));
+    };
+    let applied = apply(&found.document, command, &found.context);
+    if let Some(next) = &applied.document {
+        if !write(&mut change, &found, next).await? {
+            return Ok(Outcome::Lost);
+        }
+        record(&mut change, group, command, &found.document, now).await?;
+    }
+    change.commit().await?;
+    if let Some(next) = &applied.document {
+        log(group, &found.document, next);
+    }
+    Ok(Outcome::Done(Some(applied.reply)))
 }
 
 /// Writes the next document. Where a cap counts the group, permits of other groups were counted too: the caps' row is

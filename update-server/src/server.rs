@@ -19,7 +19,7 @@ use tokio::time::MissedTickBehavior;
 
 /// How often metadata is looked at for renewal, and locks for holders that are overdue.
 const RENEWAL: Duration = Duration::from_secs(60);
-/// How often signs of life are written.
+/// How often signs of life are written, and on a shared database is looked for what other servers have published.
 const FLUSH: Duration = Duration::from_secs(1);
 /// How long running transfers may go on after the server was told to end.
 const GRACE: Duration = Duration::from_secs(10);
@@ -146,6 +146,16 @@ impl App {
         }
     }
 
+    /// Looks for what other servers on the same database have published. A failure is logged and tried again.
+    async fn follow(&self) {
+        if !self.store().is_shared() {
+            return;
+        }
+        if let Err(error) = self.repository().follow().await {
+            tracing::error!(error = crate::error::chain(&error), "what other servers published was not seen");
+        }
+    }
+
     /// Serves on `listener` until `stop` resolves; then running transfers get some seconds, and what waits is
     /// written.
     ///
@@ -197,7 +207,10 @@ impl App {
                     self.renew().await;
                     self.tick_locks().await;
                 }
-                _ = flush.tick() => self.flush().await,
+                _ = flush.tick() => {
+                    self.flush().await;
+                    self.follow().await;
+                }
                 () = ended(stopped.clone()) => return,
             }
         }

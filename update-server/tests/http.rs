@@ -182,7 +182,7 @@ async fn who_may_what() {
     let body = error(viewer.get("/api/v1/audit").await, StatusCode::UNAUTHORIZED).await;
     assert!(body.message.contains("expired"), "{}", body.message);
 
-    let database = std::fs::read(server.dir.path().join("srv/server.db-wal")).unwrap();
+    let database = server.database_bytes();
     let secret = admin.token.unwrap();
     assert!(!database.windows(secret.len()).any(|w| w == secret.as_bytes()), "tokens are not kept in clear");
 }
@@ -227,7 +227,8 @@ async fn evidence_is_kept_with_its_event_and_makes_room_for_newer() {
     admin.check("alpha", "1.0.0").await;
     let id = check("alpha", "1.0.0").node;
     let kept = u64::from(update_server::store::nodes::EVIDENCE_KEPT);
-    let log = "web.service: failed\nexit status: 7".to_owned();
+    // PostgreSQL takes no NUL in text.
+    let log = "web.service: failed\0\nexit status: 7".to_owned();
     let failed = |seq| Event { evidence: log.clone(), ..event(seq, EventKind::RolledBack) };
     let send = async |events: Vec<Event>| {
         let body = Events { schema: SCHEMA, node: id.clone(), events };
@@ -251,7 +252,11 @@ async fn evidence_is_kept_with_its_event_and_makes_room_for_newer() {
     assert_eq!(with.len() as u64, kept);
     assert_eq!((with[0], *with.last().unwrap()), (107, 11), "the oldest made room, their events stay");
     assert_eq!(show.events.len() as u64, kept + 3 + 8);
-    assert!(show.events.iter().any(|event| event.seq == kept + 2 && event.evidence == log));
+    assert!(
+        show.events
+            .iter()
+            .any(|event| event.seq == kept + 2 && event.evidence == log.replace('\0', "\u{fffd}"))
+    );
     let list: NodeList = admin.read("/api/v1/nodes").await;
     assert_eq!(list.nodes[0].last_event, Some(Event { evidence: String::new(), ..worst(107) }));
 }
@@ -367,6 +372,8 @@ async fn errors_have_one_form() {
     for path in [
         "/v1/metadata/..%2Fserver.db",
         "/v1/metadata/server.db",
+        "/v1/metadata/a%00b",
+        "/v1/targets/a%00/b",
         "/v1/targets/../../admin-token",
         "/v1/targets/%2e%2e/admin-token",
     ] {

@@ -231,7 +231,7 @@ async fn the_first_credential_binds_a_node_id() {
     );
     error(a.client.send(Method::POST, path, &wish).await, StatusCode::FORBIDDEN).await;
     assert_eq!(audit(&server).await[0].1, "node.reset-credential");
-    let database = std::fs::read(server.dir.path().join("srv/server.db")).unwrap();
+    let database = server.database_bytes();
     let secret = NodeCredential::from_random([1; 32]);
     let secret = secret.reveal().as_bytes();
     assert!(!database.windows(secret.len()).any(|window| window == secret), "only hashes are kept");

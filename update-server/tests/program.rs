@@ -8,6 +8,7 @@
 
 mod common;
 
+use common::database::Database;
 use common::{ARCH, Client, Operator, Release, done};
 use jiff::Timestamp;
 use protocol::digest::Sha256;
@@ -20,18 +21,39 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use tempfile::TempDir;
 
-fn command(args: &[&str], srv: &Path) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_update-server"))
-        .args(args)
-        .arg("--data-dir")
-        .arg(srv)
-        .env_remove("RUST_LOG")
-        .output()
-        .unwrap()
+/// Where a server's data is, and where it may be made.
+struct Home {
+    dir: TempDir,
+    database: Database,
 }
 
-fn json(args: &[&str], srv: &Path) -> Value {
-    let output = command(&[args, &["--json"]].concat(), srv);
+impl Home {
+    fn new() -> Self {
+        Self { dir: TempDir::new().unwrap(), database: Database::new() }
+    }
+
+    fn srv(&self) -> PathBuf {
+        self.dir.path().join("new/srv")
+    }
+
+    /// The program, told where it is at home.
+    fn program(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_update-server"));
+        command.args(args).arg("--data-dir").arg(self.srv()).env_remove("RUST_LOG");
+        match self.database.address() {
+            Some(address) => command.env("UPDATE_SERVER_DATABASE_URL", address),
+            None => command.env_remove("UPDATE_SERVER_DATABASE_URL"),
+        };
+        command
+    }
+}
+
+fn command(args: &[&str], home: &Home) -> Output {
+    home.program(args).output().unwrap()
+}
+
+fn json(args: &[&str], home: &Home) -> Value {
+    let output = command(&[args, &["--json"]].concat(), home);
     assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
     let value: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(value["schema"], 1);
@@ -39,22 +61,22 @@ fn json(args: &[&str], srv: &Path) -> Value {
 }
 
 /// One line on stderr that says what is wrong.
-fn fails(args: &[&str], srv: &Path, saying: &str) {
-    let output = command(args, srv);
+fn fails(args: &[&str], home: &Home, saying: &str) {
+    let output = command(args, home);
     let line = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{line}");
     assert!(line.starts_with("update-server: ") && line.trim_end().lines().count() == 1, "{line}");
     assert!(line.contains(saying), "{line}");
     assert!(output.stdout.is_empty());
     assert_eq!(
-        failure(&[args, &["--json"]].concat(), srv, 1)["error"],
+        failure(&[args, &["--json"]].concat(), home, 1)["error"],
         line["update-server: ".len()..].trim_end()
     );
 }
 
 /// What is printed on stdout where documents are asked for.
-fn failure(args: &[&str], srv: &Path, code: i32) -> Value {
-    let output = command(args, srv);
+fn failure(args: &[&str], home: &Home, code: i32) -> Value {
+    let output = command(args, home);
     assert_eq!(output.status.code(), Some(code), "{args:?}");
     let document: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(document["schema"], 1, "{document}");
@@ -63,43 +85,42 @@ fn failure(args: &[&str], srv: &Path, code: i32) -> Value {
 
 #[test]
 fn wrong_usage_is_a_document_where_documents_are_asked_for() {
-    let dir = TempDir::new().unwrap();
+    let home = Home::new();
     for args in [&["token", "list", "--bogus", "--json"][..], &["--json", "serve", "--bogus"]] {
-        assert_eq!(failure(args, dir.path(), 2)["error"], "unexpected argument '--bogus' found");
+        assert_eq!(failure(args, &home, 2)["error"], "unexpected argument '--bogus' found");
         let text: Vec<_> = args.iter().copied().filter(|arg| *arg != "--json").collect();
-        assert!(command(&text, dir.path()).stdout.is_empty());
+        assert!(command(&text, &home).stdout.is_empty());
     }
 }
 
 /// A data directory, and the server that runs on it.
 struct Program {
-    dir: TempDir,
+    home: Home,
     child: Child,
     url: String,
 }
 
 impl Program {
-    fn start(dir: TempDir) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_update-server"))
-            .args(["serve", "--listen", "127.0.0.1:0", "--log", "warn", "--data-dir"])
-            .arg(dir.path().join("srv"))
+    fn start(home: Home) -> Self {
+        let mut child = home
+            .program(&["serve", "--listen", "127.0.0.1:0", "--log", "warn"])
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let url = line.strip_prefix("listening on ").expect("the one line on stdout").trim().to_owned();
-        Self { dir, child, url }
+        Self { home, child, url }
     }
 
     fn new() -> Self {
-        let dir = TempDir::new().unwrap();
-        assert!(command(&["init"], &dir.path().join("srv")).status.success());
-        Self::start(dir)
+        let home = Home::new();
+        assert!(command(&["init"], &home).status.success());
+        Self::start(home)
     }
 
     fn srv(&self) -> PathBuf {
-        self.dir.path().join("srv")
+        self.home.srv()
     }
 
     fn client(&self) -> Client {
@@ -111,7 +132,9 @@ impl Program {
     fn kill_and_restart(mut self) -> Self {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
-        Self::start(std::mem::replace(&mut self.dir, TempDir::new().unwrap()))
+        let database = self.home.database.clone();
+        let dir = std::mem::replace(&mut self.home.dir, TempDir::new().unwrap());
+        Self::start(Home { dir, database })
     }
 }
 
@@ -128,10 +151,10 @@ fn mode(path: &Path) -> u32 {
 
 #[test]
 fn init_makes_a_folder_once() {
-    let dir = TempDir::new().unwrap();
-    let srv = dir.path().join("new/srv");
-    fails(&["serve", "--listen", "127.0.0.1:0"], &srv, "update-server init");
-    let made = json(&["init"], &srv);
+    let home = Home::new();
+    let srv = home.srv();
+    fails(&["serve", "--listen", "127.0.0.1:0"], &home, "update-server init");
+    let made = json(&["init"], &home);
     assert_eq!(made["online_keys"], srv.join("online-keys.pub.json").to_str().unwrap());
     assert_eq!(mode(&srv.join("admin-token")), 0o600);
     assert_eq!(mode(&srv.join("online-keys")), 0o700);
@@ -139,44 +162,50 @@ fn init_makes_a_folder_once() {
         assert_eq!(mode(&srv.join("online-keys").join(key)), 0o600);
     }
     let token = std::fs::read(srv.join("admin-token")).unwrap();
-    fails(&["init"], &srv, "is a data directory already");
+    fails(&["init"], &home, "is a data directory already");
     assert_eq!(std::fs::read(srv.join("admin-token")).unwrap(), token, "nothing was changed");
 }
 
 #[tokio::test]
 async fn tokens_from_the_command_line() {
     let program = Program::new();
-    let srv = program.srv();
-    let made = json(&["token", "create", "--name", "ci", "--role", "publisher"], &srv);
+    let home = &program.home;
+    let made = json(&["token", "create", "--name", "ci", "--role", "publisher"], home);
     let mut ci = program.client();
     ci.token = Some(made["token"].as_str().unwrap().to_owned());
     assert_eq!(ci.get("/api/v1/releases").await.status(), StatusCode::OK);
-    fails(&["token", "create", "--name", "ci", "--role", "viewer"], &srv, "exists already");
-    fails(&["token", "create", "--name", "a b", "--role", "viewer"], &srv, "not a valid token name");
-    let usage = command(&["token", "create", "--name", "x", "--role", "king"], &srv);
+    fails(&["token", "create", "--name", "ci", "--role", "viewer"], home, "exists already");
+    fails(&["token", "create", "--name", "a b", "--role", "viewer"], home, "not a valid token name");
+    let usage = command(&["token", "create", "--name", "x", "--role", "king"], home);
     assert_eq!(usage.status.code(), Some(2));
 
-    let list = json(&["token", "list"], &srv);
+    let list = json(&["token", "list"], home);
     let names: Vec<&str> =
         list["tokens"].as_array().unwrap().iter().map(|t| t["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["admin", "ci"]);
     assert!(!list.to_string().contains("flipside_"), "a list shows no secret");
 
-    assert_eq!(json(&["token", "revoke", "--name", "ci"], &srv)["revoked"], true);
+    assert_eq!(json(&["token", "revoke", "--name", "ci"], home)["revoked"], true);
     assert_eq!(ci.get("/api/v1/releases").await.status(), StatusCode::UNAUTHORIZED, "at once");
-    assert_eq!(command(&["token", "revoke", "--name", "ci"], &srv).status.code(), Some(3));
-    fails(&["token", "revoke", "--name", "nobody"], &srv, "there is no token nobody");
+    assert_eq!(command(&["token", "revoke", "--name", "ci"], home).status.code(), Some(3));
+    fails(&["token", "revoke", "--name", "nobody"], home, "there is no token nobody");
 }
 
 #[tokio::test]
 async fn one_server_per_folder_and_a_clean_end() {
     let mut program = Program::new();
-    fails(&["serve", "--listen", "127.0.0.1:0"], &program.srv(), "another update-server runs");
-    let backup = program.dir.path().join("backup.db");
+    fails(&["serve", "--listen", "127.0.0.1:0"], &program.home, "another update-server runs");
+    let backup = program.home.dir.path().join("backup.db");
     let out = backup.to_str().unwrap().to_owned();
-    assert!(json(&["backup", "--out", &out], &program.srv())["bytes"].as_u64().unwrap() > 0);
-    fails(&["backup", "--out", &out], &program.srv(), "expected a new file");
-    assert!(std::fs::read(&backup).unwrap().starts_with(b"SQLite format 3"));
+    if program.home.database.postgres.is_some() {
+        let refused = failure(&["backup", "--out", &out, "--json"], &program.home, 2);
+        assert!(refused["error"].as_str().unwrap().contains("use pg_dump"), "{refused}");
+        assert!(!backup.exists());
+    } else {
+        assert!(json(&["backup", "--out", &out], &program.home)["bytes"].as_u64().unwrap() > 0);
+        fails(&["backup", "--out", &out], &program.home, "expected a new file");
+        assert!(std::fs::read(&backup).unwrap().starts_with(b"SQLite format 3"));
+    }
 
     let pid = program.child.id().to_string();
     assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());

@@ -9,7 +9,7 @@ use common::{Operator, Release, Server};
 use jiff::Timestamp;
 use protocol::status::Exit;
 use protocol::wire::{AuditLog, ChannelList, ReleaseList};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use tempfile::TempDir;
 use update_engine::operator::{self, OperatorCommand, OperatorError, ServerOptions};
 
@@ -193,10 +193,10 @@ async fn nothing_is_signed_on_top_of_old_metadata() {
     desk.ok("root push @keys").await;
     desk.build("1.1.0");
     let old = desk.path("old.db");
-    server.app.store().copy_to(old.to_str().unwrap()).await.unwrap();
+    server.database.save(server.app.store(), &old).await;
     desk.ok(PUSH).await;
 
-    let server = server.restart_after(|srv| replace_database(srv, &old)).await;
+    let server = server.restart_after(|database, srv| database.restore(srv, &old)).await;
     let desk = desk.moved_to(&server);
     desk.fails(PUSH, Exit::Refused, "version 1: expected at least 2").await;
     desk.fails("release renew --key @keys/targets.pem", Exit::Refused, "nothing was signed").await;
@@ -213,16 +213,6 @@ async fn nothing_is_signed_on_top_of_old_metadata() {
     desk.fails(PUSH, Exit::Failed, "is damaged").await;
     std::fs::remove_file(desk.path("keys/targets.seen.json")).unwrap();
     desk.ok(PUSH).await;
-}
-
-fn replace_database(srv: &Path, with: &Path) {
-    for name in ["server.db", "server.db-wal", "server.db-shm"] {
-        let path = srv.join(name);
-        if path.exists() {
-            std::fs::remove_file(path).unwrap();
-        }
-    }
-    std::fs::copy(with, srv.join("server.db")).unwrap();
 }
 
 #[tokio::test]

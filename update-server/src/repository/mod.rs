@@ -108,7 +108,7 @@ impl Repository {
     /// # Errors
     /// [`StoreError`] where what is published cannot be read.
     pub async fn open(store: Store, payloads: PayloadFolder, keys: OnlineKeys) -> Result<Self, StoreError> {
-        let view = View::load(&mut *store.read().await?).await?;
+        let view = View::load(&mut *store.read_at_once().await?).await?;
         Ok(Self {
             store,
             payloads,
@@ -127,9 +127,24 @@ impl Repository {
     }
 
     async fn reload(&self) -> Result<(), StoreError> {
-        let view = View::load(&mut *self.store.read().await?).await?;
+        let view = View::load(&mut *self.store.read_at_once().await?).await?;
         *self.view.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(view);
         Ok(())
+    }
+
+    /// Shows what another server on the same database has published. Every change of what is published comes with a new
+    /// timestamp, so that one number tells.
+    ///
+    /// # Errors
+    /// [`StoreError`] where what is published cannot be read; then the view stays as it is.
+    pub async fn follow(&self) -> Result<(), StoreError> {
+        let timestamp = documents::newest(&mut *self.store.read().await?, "timestamp").await?;
+        let shown = self.view().versions.as_ref().map(|versions| versions.timestamp);
+        if timestamp.map(|document| document.version) == shown {
+            return Ok(());
+        }
+        let _turn = self.publishing.lock().await;
+        self.reload().await
     }
 
     /// Points a channel at a release. `detail` says for the audit log where the wish came from.

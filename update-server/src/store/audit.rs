@@ -1,6 +1,6 @@
 //! The audit log: who changed what, when. Rows are added and never changed; the database itself refuses it.
 
-use super::{Connection, StoreError, from_micros, from_number, to_micros, to_number};
+use super::{Connection, StoreError, from_micros, from_number, plain, to_micros, to_number};
 use jiff::Timestamp;
 use protocol::wire::AuditEntry;
 
@@ -22,14 +22,18 @@ pub struct Change<'a> {
 /// # Errors
 /// [`StoreError`] where the database fails.
 pub async fn record(conn: &mut Connection, at: Timestamp, change: Change<'_>) -> Result<(), StoreError> {
-    sqlx::query("INSERT INTO audit (at, actor, action, subject, detail) VALUES ($1, $2, $3, $4, $5)")
-        .bind(to_micros(at))
-        .bind(change.actor)
-        .bind(change.action)
-        .bind(change.subject)
-        .bind(change.detail)
-        .execute(conn)
-        .await?;
+    // The number after the last: changes take turns.
+    sqlx::query(
+        "INSERT INTO audit (seq, at, actor, action, subject, detail)
+         VALUES ((SELECT COALESCE(MAX(seq), 0) + 1 FROM audit), $1, $2, $3, $4, $5)",
+    )
+    .bind(to_micros(at))
+    .bind(plain(change.actor))
+    .bind(plain(change.action))
+    .bind(plain(change.subject))
+    .bind(plain(change.detail))
+    .execute(conn)
+    .await?;
     Ok(())
 }
 
@@ -42,7 +46,7 @@ pub async fn list(conn: &mut Connection, before: u64, limit: u32) -> Result<Vec<
         "SELECT seq, at, actor, action, subject, detail FROM audit WHERE seq < $1 ORDER BY seq DESC LIMIT $2",
     )
     .bind(to_number(before))
-    .bind(limit)
+    .bind(i64::from(limit))
     .fetch_all(conn)
     .await?;
     rows.into_iter()

@@ -2,7 +2,7 @@
 //!
 //! A name that a client asks for is looked up here and never becomes a path.
 
-use super::{Connection, StoreError, from_micros, from_number, to_micros, to_number};
+use super::{Connection, StoreError, from_micros, from_number, plain, to_micros, to_number};
 use jiff::Timestamp;
 use protocol::digest::Sha256;
 
@@ -32,8 +32,11 @@ pub fn name(role: &str, version: u64) -> String {
 /// [`StoreError`] where the database fails, or the name is taken by another role's document.
 pub async fn put(conn: &mut Connection, role: &str, document: &Document) -> Result<(), StoreError> {
     let statement = if role == "timestamp" {
-        "INSERT OR REPLACE INTO document (name, role, version, expires, sha256, bytes, stored_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7)"
+        "INSERT INTO document (name, role, version, expires, sha256, bytes, stored_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7)
+         ON CONFLICT (name) DO UPDATE SET role = excluded.role, version = excluded.version,
+         expires = excluded.expires, sha256 = excluded.sha256, bytes = excluded.bytes,
+         stored_at = excluded.stored_at"
     } else {
         "INSERT INTO document (name, role, version, expires, sha256, bytes, stored_at)
          VALUES ($1, $2, $3, $4, $5, $6, $7)"
@@ -44,7 +47,7 @@ pub async fn put(conn: &mut Connection, role: &str, document: &Document) -> Resu
         .bind(to_number(document.version))
         .bind(to_micros(document.expires))
         .bind(Sha256::of(&document.bytes).to_string())
-        .bind(&document.bytes)
+        .bind(document.bytes.as_slice())
         .bind(to_micros(document.stored_at))
         .execute(conn)
         .await?;
@@ -74,7 +77,7 @@ async fn all(conn: &mut Connection, role: &str, limit: u32) -> Result<Vec<Docume
         "SELECT version, expires, stored_at, bytes FROM document WHERE role = $1 ORDER BY version DESC LIMIT $2",
     )
     .bind(role)
-    .bind(limit)
+    .bind(i64::from(limit))
     .fetch_all(conn)
     .await?;
     rows.into_iter()
@@ -120,7 +123,7 @@ pub struct ServedFile {
 /// [`StoreError`] where the database fails.
 pub async fn served(conn: &mut Connection, name: &str) -> Result<Option<ServedFile>, StoreError> {
     let row: Option<(Vec<u8>, String)> = sqlx::query_as("SELECT bytes, sha256 FROM document WHERE name = $1")
-        .bind(name)
+        .bind(plain(name))
         .fetch_optional(conn)
         .await?;
     Ok(row.map(|(bytes, sha256)| ServedFile { bytes, sha256 }))
@@ -132,7 +135,7 @@ pub async fn served(conn: &mut Connection, name: &str) -> Result<Option<ServedFi
 /// [`StoreError`] where the database fails.
 pub async fn served_target(conn: &mut Connection, name: &str) -> Result<Option<ServedFile>, StoreError> {
     let row: Option<(Vec<u8>, String)> = sqlx::query_as("SELECT bytes, sha256 FROM target WHERE name = $1")
-        .bind(name)
+        .bind(plain(name))
         .fetch_optional(conn)
         .await?;
     Ok(row.map(|(bytes, sha256)| ServedFile { bytes, sha256 }))

@@ -1,8 +1,7 @@
-//! Step 4, channel: what the server keeps, in one SQLite database. All SQL of the server is below this module.
+//! Step 4, channel: what the server keeps, in SQLite or in PostgreSQL. All SQL of the server is below this module.
 //!
-//! Functions take a connection, so that a change of several tables is one transaction of the caller. The connection
-//! type has one name here, and statements keep to SQL that PostgreSQL understands too: that is the preparation for a
-//! second database, and all of it.
+//! Functions take a connection, so that a change of several tables is one transaction of the caller. Statements are the
+//! same for both databases (docs/adr/0015-postgresql.md); what differs is in `place` and in the migrations.
 
 pub mod audit;
 pub mod channels;
@@ -10,20 +9,28 @@ pub mod credentials;
 pub mod documents;
 pub mod locks;
 pub mod nodes;
+mod place;
 pub mod releases;
 pub mod tokens;
 
-use jiff::Timestamp;
-use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
-};
-use std::path::Path;
-use std::time::Duration;
+pub use place::{DatabaseUrl, Place};
 
-/// A connection to the database.
-pub type Connection = sqlx::SqliteConnection;
-/// A change of the database that is made whole or not at all.
-pub type Transaction = sqlx::Transaction<'static, sqlx::Sqlite>;
+use jiff::Timestamp;
+use sqlx::AnyPool;
+use std::borrow::Cow;
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Mutex, OwnedMutexGuard};
+
+/// A connection to the database, whichever it is.
+pub type Connection = sqlx::AnyConnection;
+
+/// What a change of PostgreSQL holds until it ends, so that changes of all servers take turns. Its number must be the
+/// same in all of them: the bytes of "flipside".
+const TURN: i64 = i64::from_be_bytes(*b"flipside");
+/// How long a change waits for its turn, within this server and then for other servers.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What can go wrong with the database.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +41,47 @@ pub enum StoreError {
     /// The tables could not be brought to this version's form.
     #[error("the database could not be migrated")]
     Migrate(#[from] sqlx::migrate::MigrateError),
+    /// A newer server has changed the tables.
+    #[error(
+        "the database was written by a newer server: its tables have form {found}, expected at most {known}; run that \
+         server's version, or a newer one"
+    )]
+    Newer {
+        /// The form of its tables.
+        found: i64,
+        /// The newest one that this server knows.
+        known: i64,
+    },
+    /// What was given as its address is none. The address is not shown: it may hold a password.
+    #[error(
+        "the address of the database is not valid: expected postgres://USER@HOST/DATABASE as PostgreSQL has it, or none for \
+         SQLite in the data directory"
+    )]
+    Address,
+    /// It does not let us in.
+    #[error("{problem}")]
+    Connect {
+        /// What is wrong, and what to do.
+        problem: &'static str,
+        /// What was said.
+        #[source]
+        source: sqlx::Error,
+    },
+    /// There is no data in it.
+    #[error("it holds no data of a server: expected a database that update-server init --database-url made")]
+    Empty,
+    /// There is data in it already.
+    #[error(
+        "it holds a server's data already: expected an empty database; for another server on the same data copy the first \
+         one's data directory"
+    )]
+    Taken,
+    /// Another change does not end.
+    #[error("the database is busy: another change of it has not ended for {} s", PATIENCE.as_secs())]
+    Busy,
+    /// What was asked for can be done with SQLite only.
+    #[error("only SQLite is copied like that: with PostgreSQL use its own pg_dump")]
+    NotSqlite,
     /// It holds something that no version of this server writes.
     #[error("the database holds {what} that cannot be read: {found:?}; restore a backup")]
     Corrupt {
@@ -44,54 +92,130 @@ pub enum StoreError {
     },
 }
 
+impl StoreError {
+    /// Whether PostgreSQL has ended this change in favour of another one: the same change may be made again.
+    #[must_use]
+    pub fn is_conflict(&self) -> bool {
+        // serialization_failure, deadlock_detected
+        matches!(self, Self::Sql(error) if matches!(code(error).as_deref(), Some("40001" | "40P01")))
+    }
+}
+
+/// The SQLSTATE that PostgreSQL gave, or SQLite's own number.
+fn code(error: &sqlx::Error) -> Option<Cow<'_, str>> {
+    error.as_database_error().and_then(|error| error.code())
+}
+
 /// The database.
 #[derive(Clone, Debug)]
 pub struct Store {
-    pool: SqlitePool,
+    pool: AnyPool,
+    kind: Kind,
+    /// Held by the one change of this process that is under way: the others wait here and need no connection for it.
+    turn: Arc<Mutex<()>>,
+}
+
+/// What tells the databases apart, where something must.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Sqlite,
+    Postgres,
+}
+
+/// A change of the database that is made whole or not at all. Dropped before it is committed, it never was.
+#[derive(Debug)]
+pub struct Transaction {
+    // First, so that it has ended when the next one begins.
+    change: sqlx::Transaction<'static, sqlx::Any>,
+    _turn: OwnedMutexGuard<()>,
+}
+
+impl Transaction {
+    /// Makes the change durable.
+    ///
+    /// # Errors
+    /// Where the database fails; whether the change was made is then not known.
+    pub async fn commit(self) -> Result<(), sqlx::Error> {
+        self.change.commit().await
+    }
+}
+
+impl Deref for Transaction {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        &self.change
+    }
+}
+
+impl DerefMut for Transaction {
+    fn deref_mut(&mut self) -> &mut Connection {
+        &mut self.change
+    }
 }
 
 impl Store {
-    /// Opens the database at `path` and brings its tables to this version's form.
+    /// Opens the database and brings its tables to this version's form. With `create` it is made.
     ///
     /// # Errors
-    /// [`StoreError`] where it cannot be opened, or was written by a newer server. Without `create`, also where it
-    /// does not exist.
-    pub async fn open(path: &Path, create: bool) -> Result<Self, StoreError> {
-        let options = SqliteConnectOptions::new()
-            .filename(path)
-            .create_if_missing(create)
-            .journal_mode(SqliteJournalMode::Wal)
-            // Nothing is acknowledged that a power cut could still take back.
-            .synchronous(SqliteSynchronous::Full)
-            .foreign_keys(true)
-            .busy_timeout(Duration::from_secs(10));
-        let pool = SqlitePoolOptions::new().max_connections(4).connect_with(options).await?;
-        sqlx::migrate!("./migrations").run(&pool).await?;
-        Ok(Self { pool })
+    /// [`StoreError`] where it cannot be opened, or was written by a newer server; without `create`, also where nobody has
+    /// made it; with it, also where PostgreSQL holds a server's data already.
+    pub async fn open(place: &Place, create: bool) -> Result<Self, StoreError> {
+        let (pool, kind) = place::open(place, create).await?;
+        Ok(Self { pool, kind, turn: Arc::default() })
     }
 
-    /// A connection for reading.
+    /// A connection for reading: each statement sees what is committed when it begins.
     ///
     /// # Errors
     /// [`StoreError`] where the database is gone.
-    pub async fn read(&self) -> Result<sqlx::pool::PoolConnection<sqlx::Sqlite>, StoreError> {
+    pub async fn read(&self) -> Result<sqlx::pool::PoolConnection<sqlx::Any>, StoreError> {
         Ok(self.pool.acquire().await?)
     }
 
-    /// Begins a change. Changes take turns: the next one begins when this one is committed or dropped, so what one
-    /// reads stays true until it is committed.
+    /// A connection for reading several things as they were at one moment.
+    ///
+    /// # Errors
+    /// [`StoreError`] where the database is gone.
+    pub async fn read_at_once(&self) -> Result<sqlx::Transaction<'static, sqlx::Any>, StoreError> {
+        Ok(self.pool.begin_with(self.kind.begin_reading()).await?)
+    }
+
+    /// Begins a change. Changes take turns, those of other servers on the same database too: the next one begins when
+    /// this one is committed or dropped, so what one reads stays true until it is committed.
     ///
     /// # Errors
     /// [`StoreError`] where the database is gone or stays locked by another process.
     pub async fn write(&self) -> Result<Transaction, StoreError> {
-        Ok(self.pool.begin_with("BEGIN IMMEDIATE").await?)
+        let turn = Arc::clone(&self.turn).lock_owned();
+        let turn = tokio::time::timeout(PATIENCE, turn).await.map_err(|_| StoreError::Busy)?;
+        let mut change = self.pool.begin_with(self.kind.begin_writing()).await?;
+        if self.kind == Kind::Postgres {
+            // Not together with the begin: sqlx does not roll back a transaction whose first words have failed.
+            let turn = sqlx::query("SELECT 1 FROM pg_advisory_xact_lock($1)").bind(TURN);
+            turn.execute(&mut *change).await.map_err(|error| match code(&error).as_deref() {
+                // lock_not_available: after the time that place::PREPARE_POSTGRES sets.
+                Some("55P03") => StoreError::Busy,
+                _ => error.into(),
+            })?;
+        }
+        Ok(Transaction { change, _turn: turn })
+    }
+
+    /// Whether other servers may change the database while this one runs.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.kind == Kind::Postgres
     }
 
     /// Writes a consistent copy of the whole database to `path`, which must not exist, while the server may run.
     ///
     /// # Errors
-    /// [`StoreError`] where the copy cannot be written.
+    /// [`StoreError`] where the copy cannot be written, or the database is not SQLite.
     pub async fn copy_to(&self, path: &str) -> Result<(), StoreError> {
+        if self.kind != Kind::Sqlite {
+            return Err(StoreError::NotSqlite);
+        }
         sqlx::query("VACUUM INTO $1").bind(path).execute(&mut *self.read().await?).await?;
         Ok(())
     }
@@ -100,6 +224,28 @@ impl Store {
     pub async fn close(&self) {
         self.pool.close().await;
     }
+}
+
+impl Kind {
+    fn begin_reading(self) -> &'static str {
+        match self {
+            Self::Sqlite => "BEGIN",
+            Self::Postgres => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+        }
+    }
+
+    fn begin_writing(self) -> &'static str {
+        match self {
+            Self::Sqlite => "BEGIN IMMEDIATE",
+            // Said, because an administrator may have set another default.
+            Self::Postgres => "BEGIN ISOLATION LEVEL READ COMMITTED",
+        }
+    }
+}
+
+/// Text as both databases take it: PostgreSQL has no NUL in text. (JSON escapes it.)
+fn plain(text: &str) -> String {
+    text.replace('\0', "\u{fffd}")
 }
 
 /// Microseconds since 1970, as times are kept.

@@ -1,6 +1,6 @@
 //! Steps 4 and 12: what nodes said: their last check, and their events.
 
-use super::{Connection, StoreError, from_micros, parse, to_micros, to_number};
+use super::{Connection, StoreError, from_micros, parse, plain, to_micros, to_number};
 use jiff::Timestamp;
 use protocol::id::NodeId;
 use protocol::lock::ClientId;
@@ -60,7 +60,7 @@ pub async fn add_events(
         .bind(to_number(event.seq))
         .bind(event.at.to_string())
         .bind(document)
-        .bind(&event.evidence)
+        .bind(plain(&event.evidence))
         .bind(to_micros(at))
         .execute(&mut *conn)
         .await?;
@@ -71,7 +71,7 @@ pub async fn add_events(
            (SELECT id FROM event WHERE node = $1 ORDER BY id DESC LIMIT 1 OFFSET $2)",
     )
     .bind(node.as_str())
-    .bind(EVENTS_KEPT)
+    .bind(i64::from(EVENTS_KEPT))
     .execute(&mut *conn)
     .await?;
     sqlx::query(
@@ -79,7 +79,7 @@ pub async fn add_events(
            (SELECT id FROM event WHERE node = $1 AND evidence <> '' ORDER BY id DESC LIMIT 1 OFFSET $2)",
     )
     .bind(node.as_str())
-    .bind(EVIDENCE_KEPT)
+    .bind(i64::from(EVIDENCE_KEPT))
     .execute(&mut *conn)
     .await?;
     Ok(())
@@ -93,7 +93,7 @@ pub async fn events(conn: &mut Connection, node: &NodeId, limit: u32) -> Result<
     let rows: Vec<(String, String)> =
         sqlx::query_as("SELECT document, evidence FROM event WHERE node = $1 ORDER BY id DESC LIMIT $2")
             .bind(node.as_str())
-            .bind(limit)
+            .bind(i64::from(limit))
             .fetch_all(conn)
             .await?;
     let whole = |(document, evidence)| Ok(Event { evidence, ..event(document)? });
@@ -147,8 +147,8 @@ pub async fn list(conn: &mut Connection, skip: u32, limit: u32) -> Result<Vec<No
          (SELECT document FROM event WHERE event.node = node.node ORDER BY id DESC LIMIT 1) AS last_event
          FROM node ORDER BY last_seen DESC, node LIMIT $1 OFFSET $2",
     )
-    .bind(limit)
-    .bind(skip)
+    .bind(i64::from(limit))
+    .bind(i64::from(skip))
     .fetch_all(conn)
     .await?;
     rows.into_iter().map(info).collect()

@@ -2,6 +2,9 @@
 #![allow(dead_code, unreachable_pub, reason = "each test program uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "a test stops at the first thing that does not work")]
 
+pub mod database;
+
+use database::Database;
 use jiff::{SignedDuration, Timestamp};
 use protocol::digest::Sha256;
 use protocol::id::PartitionRole;
@@ -32,6 +35,8 @@ pub const ARCH: &str = "x86-64";
 pub struct Server {
     /// Its folder.
     pub dir: TempDir,
+    /// Where its data is.
+    pub database: Database,
     /// Its parts.
     pub app: App,
     /// Its address.
@@ -49,13 +54,13 @@ impl Server {
 
     /// A new server whose clock stands at `now`.
     pub async fn start_at(now: Timestamp) -> Self {
-        let dir = TempDir::new().unwrap();
-        data_dir::init(&dir.path().join("srv"), now).await.unwrap();
-        Self::run(dir, Arc::new(Mutex::new(now))).await
+        let (dir, database) = (TempDir::new().unwrap(), Database::new());
+        data_dir::init(&dir.path().join("srv"), database.url().as_ref(), now).await.unwrap();
+        Self::run(dir, database, Arc::new(Mutex::new(now))).await
     }
 
-    async fn run(dir: TempDir, time: Arc<Mutex<Timestamp>>) -> Self {
-        let data = DataDir::open(&dir.path().join("srv")).await.unwrap();
+    async fn run(dir: TempDir, database: Database, time: Arc<Mutex<Timestamp>>) -> Self {
+        let data = DataDir::open(&dir.path().join("srv"), database.url().as_ref()).await.unwrap();
         let source = Arc::clone(&time);
         let clock: Clock = Arc::new(move || *source.lock().unwrap());
         let app = App::new(&data, clock).await.unwrap();
@@ -68,20 +73,25 @@ impl Server {
             drop(data);
             result
         });
-        Self { dir, app, url, time, stop, task }
+        Self { dir, database, app, url, time, stop, task }
     }
 
     /// Ends it in good order and starts it again on the same folder.
     pub async fn restart(self) -> Self {
-        self.restart_after(|_| {}).await
+        self.restart_after(|_, _| {}).await
     }
 
-    /// Ends it in good order, lets `change` have its folder, and starts it again.
-    pub async fn restart_after(self, change: impl FnOnce(&Path)) -> Self {
+    /// Ends it in good order, lets `change` have its database and its folder, and starts it again.
+    pub async fn restart_after(mut self, change: impl FnOnce(&mut Database, &Path)) -> Self {
         self.stop.send(()).unwrap();
         self.task.await.unwrap().unwrap();
-        change(&self.dir.path().join("srv"));
-        Self::run(self.dir, self.time).await
+        change(&mut self.database, &self.dir.path().join("srv"));
+        Self::run(self.dir, self.database, self.time).await
+    }
+
+    /// Everything that its database holds.
+    pub fn database_bytes(&self) -> Vec<u8> {
+        self.database.bytes(&self.dir.path().join("srv"))
     }
 
     /// The time by its clock.

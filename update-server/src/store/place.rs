@@ -1,0 +1,186 @@
+//! Where the database is, and what it takes to open it: the part in which SQLite and PostgreSQL differ.
+
+use super::{Kind, StoreError, code};
+use sqlx::any::{AnyConnectOptions, AnyPoolOptions, install_default_drivers};
+use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{AnyConnection, AnyPool, Connection as _};
+use std::fmt::{self, Write as _};
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+static SQLITE: Migrator = sqlx::migrate!("migrations/sqlite");
+static POSTGRES: Migrator = sqlx::migrate!("migrations/postgres");
+
+/// What each connection to SQLite begins with. Nothing is acknowledged that a power cut could still take back.
+const PREPARE_SQLITE: &str = "PRAGMA busy_timeout = 10000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON";
+/// What each connection to PostgreSQL begins with. A commit is on the disk before it is acknowledged, whatever the
+/// database's own setting; a server that is frozen in the middle of a change loses it, instead of keeping the others from
+/// theirs.
+const PREPARE_POSTGRES: &str = "SET application_name = 'update-server'; SET lock_timeout = '30s';
+    SET idle_in_transaction_session_timeout = '10s';
+    SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'";
+/// How long PostgreSQL has to answer at the start.
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// The address of a PostgreSQL database. It may hold a password, so it is never printed: `Display` is what may be shown.
+#[derive(Clone)]
+pub struct DatabaseUrl {
+    text: String,
+    shown: Option<String>,
+}
+
+impl From<String> for DatabaseUrl {
+    /// Any text is taken here, so that a command line is not refused with a message that shows it; it is checked where it
+    /// is used.
+    fn from(text: String) -> Self {
+        let has_scheme = ["postgres://", "postgresql://"].iter().any(|scheme| text.starts_with(scheme));
+        let options = PgConnectOptions::from_str(&text).ok().filter(|_| has_scheme);
+        let shown = options.map(|options| {
+            let database = options.get_database().unwrap_or(options.get_username());
+            match options.get_socket() {
+                Some(socket) => format!("PostgreSQL {database} at {}", socket.display()),
+                None => format!("PostgreSQL {database} at {}:{}", options.get_host(), options.get_port()),
+            }
+        });
+        Self { text, shown }
+    }
+}
+
+impl fmt::Display for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.shown.as_deref().unwrap_or("PostgreSQL"))
+    }
+}
+
+impl fmt::Debug for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Where a server keeps its data.
+#[derive(Clone, Debug)]
+pub enum Place {
+    /// In this file.
+    Sqlite(PathBuf),
+    /// In a database that several servers may share.
+    Postgres(DatabaseUrl),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sqlite(path) => fmt::Display::fmt(&path.display(), f),
+            Self::Postgres(url) => fmt::Display::fmt(url, f),
+        }
+    }
+}
+
+/// Opens a database for the first time in a process: it is migrated, and what is wrong is said at once.
+pub(super) async fn open(place: &Place, create: bool) -> Result<(AnyPool, Kind), StoreError> {
+    install_default_drivers();
+    match place {
+        Place::Sqlite(path) => {
+            let pool = pool(PREPARE_SQLITE).max_connections(4).connect_with(sqlite(path, create)?).await?;
+            migrate(&mut *pool.acquire().await?, &SQLITE).await?;
+            Ok((pool, Kind::Sqlite))
+        }
+        Place::Postgres(url) => {
+            if url.shown.is_none() {
+                return Err(StoreError::Address);
+            }
+            let options = AnyConnectOptions::from_str(&url.text).map_err(|_| StoreError::Address)?;
+            // Not through the pool, which would try again where nobody listens, and say only that time is up.
+            let mut first = connect(&options).await?;
+            sqlx::raw_sql(PREPARE_POSTGRES).execute(&mut first).await?;
+            let found = is_made(&mut first).await?;
+            if create && found {
+                return Err(StoreError::Taken);
+            }
+            if !create && !found {
+                return Err(StoreError::Empty);
+            }
+            migrate(&mut first, &POSTGRES).await?;
+            first.close().await?;
+            let pool = pool(PREPARE_POSTGRES).max_connections(16).acquire_timeout(CONNECT);
+            Ok((pool.connect_with(options).await?, Kind::Postgres))
+        }
+    }
+}
+
+fn pool(prepare: &'static str) -> AnyPoolOptions {
+    AnyPoolOptions::new().after_connect(move |conn, _| {
+        Box::pin(async move {
+            sqlx::raw_sql(prepare).execute(conn).await?;
+            Ok(())
+        })
+    })
+}
+
+fn sqlite(path: &Path, create: bool) -> Result<AnyConnectOptions, sqlx::Error> {
+    // Without links and `..`, which an address resolves by its own rules.
+    let folder = path.parent().unwrap_or(Path::new("/")).canonicalize().map_err(sqlx::Error::Io)?;
+    let path = folder.join(path.file_name().unwrap_or_default());
+    // As the text of an address, in which some characters mean something.
+    let mut url = "sqlite:".to_owned();
+    for byte in path.as_os_str().as_bytes() {
+        match byte {
+            b'/' | b'.' | b'-' | b'_' | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' => {
+                url.push(char::from(*byte))
+            }
+            // Writing to a string does not fail.
+            _ => drop(write!(url, "%{byte:02X}")),
+        }
+    }
+    url.push_str(if create { "?mode=rwc" } else { "?mode=rw" });
+    AnyConnectOptions::from_str(&url)
+}
+
+async fn connect(options: &AnyConnectOptions) -> Result<AnyConnection, StoreError> {
+    let failed = |source: sqlx::Error| {
+        let problem = match code(&source).as_deref() {
+            // invalid_password, invalid_authorization_specification
+            Some("28P01" | "28000") => {
+                "it does not let this user in: correct user or password, or its pg_hba.conf"
+            }
+            // invalid_catalog_name
+            Some("3D000") => "there is no such database: make one with createdb",
+            Some(_) => "it refuses the connection",
+            None => "it cannot be reached: start it, or correct the address",
+        };
+        StoreError::Connect { problem, source }
+    };
+    match tokio::time::timeout(CONNECT, AnyConnection::connect_with(options)).await {
+        Ok(connection) => connection.map_err(failed),
+        Err(_) => Err(failed(sqlx::Error::Io(io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!("no answer for {} s", CONNECT.as_secs()),
+        )))),
+    }
+}
+
+/// Whether an `init` came to its end here: it makes a token last.
+async fn is_made(conn: &mut AnyConnection) -> Result<bool, StoreError> {
+    let tables: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM pg_class WHERE oid = to_regclass('token')")
+        .fetch_one(&mut *conn)
+        .await?;
+    if tables == 0 {
+        return Ok(false);
+    }
+    let tokens: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM token").fetch_one(conn).await?;
+    Ok(tokens > 0)
+}
+
+async fn migrate(conn: &mut AnyConnection, to: &Migrator) -> Result<(), StoreError> {
+    match to.run(conn).await {
+        Err(MigrateError::VersionMissing(found)) => {
+            let known = to.iter().map(|migration| migration.version).max().unwrap_or(0);
+            Err(StoreError::Newer { found, known })
+        }
+        done => Ok(done?),
+    }
+}

@@ -1,0 +1,19 @@
+//! Step 4, channel: the tests of the server again, with its data in PostgreSQL. It is the same code, compiled into a program
+//! of another name: common/database.rs looks at that name.
+
+#[path = "http.rs"]
+mod http;
+#[path = "lock_fleetlock.rs"]
+mod lock_fleetlock;
+#[path = "lock_updatectl.rs"]
+mod lock_updatectl;
+#[path = "lock_v2.rs"]
+mod lock_v2;
+#[path = "program.rs"]
+mod program;
+#[path = "publish.rs"]
+mod publish;
+#[path = "store.rs"]
+mod store;
+#[path = "updatectl.rs"]
+mod updatectl;
