@@ -263,8 +263,61 @@ fn a_failed_node_halts_its_group_and_exchanges_its_permit_for_another_release() 
     assert!(matches!(lock.tell_twice(&request(1, 2, 1, 2)), Reply::Granted { .. }));
     assert!(lock.holder(1).grant > grant && lock.holder(1).boot_before == Some(boot(1, 1)));
     assert!(matches!(lock.tell(&verify(1, 2, 1)), Reply::Current { .. }));
-    assert!(matches!(lock.tell(&verify(2, 1, 0)), Reply::Current { .. }));
+    let reply = lock.tell(&verify(2, 1, 0));
+    assert!(
+        matches!(waits(&reply), [Wait::Halted { stuck: false, .. }]),
+        "only a confirmation ends it: {reply:?}"
+    );
     assert_eq!(lock.tell(&confirm(1, 2, 2, 2)), Reply::Released { was_held: true });
+    assert!(matches!(lock.tell(&verify(2, 1, 0)), Reply::Current { .. }));
+}
+
+#[test]
+fn an_exchange_that_comes_to_nothing_leaves_the_group_halted() {
+    let mut lock = Lock::of(2);
+    lock.fails(1);
+    let grant = lock.holder(1).grant;
+    lock.tell(&request(1, 2, 1, 2));
+    // Another one in its place, in the same boot; not for what failed.
+    lock.refuses(&request(1, 3, 1, 1), &Refusal::SameRelease { version: version(1) });
+    lock.tell(&request(1, 3, 1, 3));
+    assert_eq!(lock.tell_twice(&abandon(1, 3, 1)), Reply::Released { was_held: false });
+    let failed = lock.holder(1);
+    assert_eq!((failed.phase, failed.grant, failed.to.clone()), (Phase::Failed, grant, Some(version(1))));
+    let reply = lock.tell(&request(2, 1, 0, 3));
+    assert!(matches!(waits(&reply), [Wait::Halted { stuck: false, .. }, ..]), "{reply:?}");
+    // It may try again, and fail again.
+    lock.tell(&request(1, 4, 1, 3));
+    assert!(matches!(lock.tell(&verify(1, 4, 1)), Reply::Current { .. }));
+    lock.tell(&fail(1, 4, 2));
+    let again = lock.holder(1);
+    assert_eq!(
+        (again.phase, again.to.clone(), again.instead_of.clone()),
+        (Phase::Failed, Some(version(3)), None)
+    );
+}
+
+#[test]
+fn failed_nodes_do_not_keep_each_other_from_what_repairs_them() {
+    let mut lock = Lock::of(2);
+    for node in [1, 2] {
+        assert!(matches!(lock.tell(&request(node, 1, 0, 1)), Reply::Granted { .. }));
+    }
+    for node in [1, 2] {
+        assert!(matches!(lock.tell(&verify(node, 1, 0)), Reply::Current { .. }));
+    }
+    for node in [1, 2] {
+        lock.tell(&fail(node, 1, 1));
+    }
+    for node in [1, 2] {
+        lock.tell(&request(node, 2, 1, 2));
+        assert!(matches!(lock.tell(&verify(node, 2, 1)), Reply::Current { .. }), "{node}");
+    }
+    lock.tell(&confirm(1, 2, 2, 2));
+    let reply = lock.tell(&request(3, 1, 0, 2));
+    assert!(matches!(waits(&reply), [Wait::Halted { .. }, ..]), "one is not made good yet: {reply:?}");
+    lock.tell(&confirm(2, 2, 2, 2));
+    assert!(matches!(lock.tell(&request(3, 1, 0, 2)), Reply::Granted { .. }));
 }
 
 #[test]

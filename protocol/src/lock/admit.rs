@@ -122,23 +122,29 @@ impl Wait {
     }
 }
 
-/// What holds up candidates and holders alike: troubled holders other than itself, and closed windows.
+/// What holds up candidates and holders alike: troubled holders other than itself, and closed windows. Failed nodes do not
+/// hold up each other: each of them is to try what repairs it.
 fn standing(document: &Document, candidate: &Candidate<'_>, context: &Context) -> Vec<Wait> {
+    let repairs = document.holder(candidate.node).is_some_and(|own| own.instead_of.is_some());
     let others = document.holders.iter().filter(|holder| holder.node != *candidate.node);
+    let others =
+        others.filter(|holder| !repairs || holder.phase != Phase::Failed && holder.instead_of.is_none());
     let mut reasons: Vec<Wait> = others.filter_map(|holder| halt(&document.policy, holder)).collect();
     reasons.extend(window(&document.policy, context));
     reasons
 }
 
 fn halt(policy: &Policy, holder: &Holder) -> Option<Wait> {
-    let halted = |stuck, since| {
+    let halted = |holder: &Holder, stuck, since| {
         Some(Wait::Halted { node: holder.node.clone(), stuck, since, reason: holder.reason.clone() })
     };
+    // A failed permit halts also after it was exchanged, until that is confirmed.
+    let failed = holder.instead_of.as_deref().unwrap_or(holder);
     match holder.stuck_since {
-        _ if holder.phase == Phase::Failed && policy.on_failed == OnTrouble::Halt => {
-            halted(false, holder.phase_at)
+        _ if failed.phase == Phase::Failed && policy.on_failed == OnTrouble::Halt => {
+            halted(failed, false, failed.phase_at)
         }
-        Some(since) if policy.on_stuck == OnTrouble::Halt => halted(true, since),
+        Some(since) if policy.on_stuck == OnTrouble::Halt => halted(holder, true, since),
         _ => None,
     }
 }

@@ -180,6 +180,11 @@ impl Holder {
         if self.boot_before.as_ref() == Some(boot) { Err(Refusal::SameBoot) } else { Ok(()) }
     }
 
+    /// The permit of this node whose release failed, and was not made good since.
+    fn failed_permit(&self) -> Option<&Self> {
+        if self.phase == Phase::Failed { Some(self) } else { self.instead_of.as_deref() }
+    }
+
     fn must_run(&self, version: &Version) -> Result<(), Refusal> {
         match &self.to {
             Some(expected) if expected != version => {
@@ -247,6 +252,7 @@ fn wanted(request: &Request, policy: &Policy, now: Timestamp) -> Holder {
         phase_at: now,
         deadline: after_s(now, time_for(Phase::Granted, false, policy)),
         stuck_since: None,
+        instead_of: None,
     }
 }
 
@@ -303,10 +309,12 @@ fn request_by_holder(
         heard(document, at, now);
         return Ok(Reply::Granted { holder: Box::new(document.holders[at].clone()) });
     }
-    if holder.phase == Phase::Failed {
-        if let Some(failed) = holder.to.as_ref().filter(|failed| wanted.to.as_ref() == Some(failed)) {
+    if let Some(failed) = holder.failed_permit() {
+        if let Some(failed) = failed.to.as_ref().filter(|failed| wanted.to.as_ref() == Some(failed)) {
             return Err(Refusal::SameRelease { version: failed.clone() });
         }
+    }
+    if holder.phase == Phase::Failed {
         if let Some(closed) = window(&document.policy, context) {
             let because = vec![closed];
             let retry_after_s = queue::hint(&because, 0, &wanted.node, now);
@@ -317,7 +325,10 @@ fn request_by_holder(
     }
     // A failed permit goes over to another release. Or the node lost its record in the same boot; or it was a v1 client.
     // It is the same permit of the same node, so nothing is counted again; but the old attempt's reboot is no longer
-    // covered.
+    // covered. That it failed stays known until another release is confirmed.
+    let instead_of = holder.failed_permit().cloned().map(Box::new);
+    let wanted = Holder { instead_of, ..wanted };
+    let holder = &document.holders[at];
     if let Some(old) = holder.attempt.clone() {
         remember(document, &wanted.node, &old, now);
     }
@@ -360,6 +371,12 @@ fn abandon(
     let Ok(at) = held(document, node, attempt) else { return Ok(over(document, node, attempt, now)) };
     if !document.holders[at].is_before_reboot(boot) {
         return Err(Refusal::Rebooted);
+    }
+    if let Some(failed) = document.holders[at].instead_of.take() {
+        // Nothing was confirmed: the node's failure halts its group as before. Of this attempt nothing is held, which is
+        // also what it hears if it says so again.
+        document.holders[at] = *failed;
+        return Ok(over(document, node, attempt, now));
     }
     release(document, at, now);
     Ok(Reply::Released { was_held: true })
@@ -432,6 +449,7 @@ fn fail(
         let holder = &mut document.holders[at];
         holder.boot_after = Some(boot.clone());
         holder.reason = shortened(reason);
+        holder.instead_of = None;
     }
     Ok(Reply::Noted)
 }
@@ -456,6 +474,7 @@ fn fleet_lock_request(document: &mut Document, node: &ClientId, context: &Contex
             phase_at: context.now,
             deadline: after_s(context.now, time_for(Phase::Granted, true, &document.policy)),
             stuck_since: None,
+            instead_of: None,
         };
         return Ok(ask(document, wanted, 0, context));
     };

@@ -156,6 +156,10 @@ pub struct Holder {
     /// silent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stuck_since: Option<Timestamp>,
+    /// The failed permit that this one was exchanged for: until this one is confirmed the group halts as it did, and if it
+    /// is given up, that one is back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instead_of: Option<Box<Holder>>,
 }
 
 /// How far a holder is.

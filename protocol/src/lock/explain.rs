@@ -57,6 +57,7 @@ fn as_holder(waiter: &Waiter, document: &Document, context: &Context) -> Holder 
         phase_at: context.now,
         deadline: jiff::Timestamp::MAX,
         stuck_since: None,
+        instead_of: None,
     }
 }
 

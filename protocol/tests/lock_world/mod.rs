@@ -368,7 +368,9 @@ pub fn check_step(
                 && holder.phase == Phase::Rebooting
         });
         let halt = after.policy.on_failed == OnTrouble::Halt;
-        let failed = |other: &&Holder| halt && other.node != *node && other.phase == Phase::Failed;
+        let repairs = after.holder(node).is_some_and(|holder| holder.instead_of.is_some());
+        let unrepaired = |other: &Holder| other.phase == Phase::Failed || other.instead_of.is_some();
+        let failed = |other: &&Holder| halt && !repairs && other.node != *node && unrepaired(other);
         if holder.is_none() || after.holders.iter().find(failed).is_some() {
             return Err(format!("I6: {command:?} is current in {after:?}"));
         }

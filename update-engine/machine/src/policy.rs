@@ -82,11 +82,22 @@ pub struct Policy {
     pub evidence_kept: usize,
 }
 
+/// For how long a node may hold a permit while its reboot is held, in seconds, before that needs a word: half of what a
+/// lock's policy grants by default, as hooks take their time too.
+const HELD_WITH_PERMIT_S: u32 = 30 * 60;
+
 impl Policy {
     /// What an operator should know of these bounds together, if anything: no window is long enough for what holds a
     /// reboot to be respected to the end, so that it takes more than one.
     #[must_use]
     pub fn warning(&self) -> Option<String> {
+        if self.strategy == Strategy::Lock && self.hold_max_s > HELD_WITH_PERMIT_S {
+            return Some(format!(
+                "inhibitors and sessions may hold a reboot for {} s (reboot.hold_max_s) while this node holds the permit: \
+                 with more than granted_max of the lock's policy, an hour by default, it counts as stuck and halts its group",
+                self.hold_max_s
+            ));
+        }
         let longest = self.windows.iter().map(|window| window.length_s).max()?;
         (matches!(self.strategy, Strategy::Window | Strategy::Lock) && longest <= self.hold_max_s).then(|| {
             format!(

@@ -5,7 +5,9 @@
 
 mod world;
 
-use machine::{Ask, Command, FailureKind, HoldKind, Mode, Operation, PermitStage, Policy, Strategy, Waiting};
+use machine::{
+    Ask, Command, FailureKind, HoldKind, Mode, Operation, PermitStage, Policy, Record, Strategy, Waiting,
+};
 use protocol::lock::{Phase, Reply, Request};
 use protocol::slot::Slot;
 use protocol::status::{Exit, StateName};
@@ -333,11 +335,58 @@ fn a_newer_release_gives_back_the_permit_of_the_older_one_before_it_is_fetched()
     world.settle(|world| check::confirmed_on(world, 2)).unwrap();
 }
 
+/// The permit of a failed release is back when the attempt with another one is given up.
+#[test]
+fn a_group_stays_halted_until_a_repaired_release_is_confirmed_whatever_becomes_of_the_attempt() {
+    for power_cut in [false, true] {
+        let mut world = verified(&[Hangs]);
+        world.finish(End::Well).unwrap();
+        rest(&mut world);
+        let repaired = world.server.publish(Good);
+        world.server.channel = Some(repaired);
+        world.act(&Action::Holds((!power_cut).then_some(HoldKind::Alert))).unwrap();
+        until(&mut world, prepares);
+        if power_cut {
+            world.boot().unwrap();
+            until(&mut world, asks(&Ask::Abandon));
+        } else {
+            world.finish(End::Well).unwrap();
+        }
+        assert_eq!(asking(&world), "Abandon");
+        world.finish(End::Well).unwrap();
+        assert_eq!((phase(&world), stage(&world)), (Some(Phase::Failed), Some(PermitStage::Halting)));
+        world.settle(|world| check::confirmed_on(world, repaired)).unwrap();
+        assert!(!world.is_holder());
+    }
+}
+
+#[test]
+fn a_node_without_a_record_asks_once_whether_the_lock_holds_a_permit_of_it() {
+    for booted in [true, false] {
+        let mut world = verified(&[Good]);
+        if booted {
+            world.finish(End::Well).unwrap();
+            until(&mut world, |operation| matches!(operation, Operation::PostConfirm { .. }));
+        } else {
+            world.finish(End::Fails(FailureKind::Node)).unwrap();
+            world.table.b = world.table.b.invalidated();
+        }
+        world.saved = serde_json::to_string(&Record::default()).unwrap();
+        world.ledger.newest_confirmed = None;
+        world.server.channel = None;
+        world.start().unwrap();
+        assert_eq!(asking(&world), "Booted", "{booted}");
+        rest(&mut world);
+        assert_eq!((world.is_holder(), world.record().permit), (false, None), "{booted}");
+    }
+}
+
 /// A record that was lost: the lock knows of an attempt that this node does not.
 #[test]
 fn a_permit_of_an_attempt_that_is_not_on_record_is_brought_to_its_end() {
     for (to, fails) in [("1.0.0", false), ("0.9.0", true)] {
         let mut world = daemon(Strategy::Lock, &[Good]);
+        rest(&mut world);
         let request = Request {
             node: "this".parse().unwrap(),
             attempt: "lost".parse().unwrap(),

@@ -159,6 +159,7 @@ fn held(request: &Request) -> Holder {
         phase_at: now,
         deadline: Timestamp::MAX,
         stuck_since: None,
+        instead_of: None,
     }
 }
 

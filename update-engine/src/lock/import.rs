@@ -135,6 +135,7 @@ impl System {
             phase_at: now,
             deadline: now.checked_add(time).unwrap_or(Timestamp::MAX),
             stuck_since: None,
+            instead_of: None,
         });
         Ok(())
     }

@@ -150,6 +150,7 @@ mod tests {
             phase_at: "2026-11-24T11:00:00Z".parse().unwrap(),
             deadline: "2026-11-24T11:30:00Z".parse().unwrap(),
             stuck_since: Some("2026-11-24T11:30:00Z".parse().unwrap()),
+            instead_of: None,
         };
         let waiter = Waiter {
             node: "n2".parse().unwrap(),

@@ -130,7 +130,7 @@ fn sqlite(path: &Path, create: bool) -> Result<AnyConnectOptions, sqlx::Error> {
     for byte in path.as_os_str().as_bytes() {
         match byte {
             b'/' | b'.' | b'-' | b'_' | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' => {
-                url.push(char::from(*byte))
+                url.push(char::from(*byte));
             }
             // Writing to a string does not fail.
             _ => drop(write!(url, "%{byte:02X}")),

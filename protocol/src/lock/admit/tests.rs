@@ -54,6 +54,7 @@ fn holder(node: &str) -> Holder {
         phase_at: now,
         deadline: now,
         stuck_since: None,
+        instead_of: None,
     }
 }
 

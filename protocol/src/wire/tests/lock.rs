@@ -31,6 +31,7 @@ fn holder() -> Holder {
         phase_at: time(0),
         deadline: time(3600),
         stuck_since: None,
+        instead_of: None,
     }
 }
 

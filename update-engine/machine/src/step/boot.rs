@@ -44,6 +44,7 @@ impl Turn {
     /// Brings the record in line with what is there. Nothing is written but the record.
     fn reconcile(&mut self, facts: Facts) {
         self.state.run.judgement = Judgement::Pending;
+        let first = self.state.record.last_boot.is_none();
         self.state.record.last_boot = Some(LastBoot { boot_id: facts.boot_id.clone(), slot: facts.slot });
         self.state.record.preparation.take_if(|begun| begun.boot_id != facts.boot_id);
         if let Some(intent) = self.state.record.intent.take() {
@@ -62,6 +63,9 @@ impl Turn {
             self.raise_newest_confirmed();
         }
         self.settle_permit();
+        if first {
+            self.look_for_lost_permit();
+        }
     }
 
     /// Finds out what became of a flip. Puts the intent back where it still stands.
@@ -132,7 +136,7 @@ impl Turn {
             reason: self.cut(reason),
             at: self.now,
         });
-        self.permit_failed(reason);
+        self.permit_failed(&content.version, reason);
         self.tell_with(EventKind::RolledBack, Some(&content.version), content.digest, reason, seen);
     }
 

@@ -227,6 +227,20 @@ impl Turn {
         self.question(Ask::Booted)
     }
 
+    /// Without a record, which may have been lost: the lock is asked once whether it holds a permit of this node.
+    pub(super) fn look_for_lost_permit(&mut self) {
+        if self.state.policy.strategy != Strategy::Lock || self.state.record.permit.is_some() {
+            return;
+        }
+        let Some(boot_id) = self.state.run.facts.as_ref().map(|facts| facts.boot_id.clone()) else { return };
+        let (Some(attempt), Some(version)) = (self.new_attempt(), self.state.running_version().cloned())
+        else {
+            return;
+        };
+        let stage = PermitStage::Unknown;
+        self.state.record.permit = Some(Permit { attempt, version, boot_id, stage, before: None });
+    }
+
     /// In another boot than that of the attempt: what became of it, as far as the record and the table say. What failed was
     /// noted before ([`Self::permit_failed`]).
     pub(super) fn settle_permit(&mut self) {
@@ -256,13 +270,12 @@ impl Turn {
     }
 
     /// The release of the attempt failed here, in another boot than that of the attempt.
-    pub(super) fn permit_failed(&mut self, reason: &str) {
+    pub(super) fn permit_failed(&mut self, version: &Version, reason: &str) {
         let reason = self.cut(reason);
         let boot = self.state.record.last_boot.as_ref().map(|boot| boot.boot_id.clone());
         let Some(permit) = &mut self.state.record.permit else { return };
-        if (permit.is_open() || permit.stage == PermitStage::GivenUp)
-            && Some(&permit.boot_id) != boot.as_ref()
-        {
+        let is_its = permit.version == *version && Some(&permit.boot_id) != boot.as_ref();
+        if is_its && (permit.is_open() || permit.stage == PermitStage::GivenUp) {
             permit.stage = PermitStage::Failed { reason };
         }
     }
@@ -292,6 +305,13 @@ impl Turn {
             (Ask::Abandon, Reply::Released { was_held: false }) => self.attempt_over(),
             (_, Reply::Released { .. }) => self.state.record.permit = None,
             (Ask::Fail { .. }, Reply::Noted) => self.permit_is(PermitStage::Halting),
+            // Taken over without its record, and begun in this very boot: it did not lead to a reboot.
+            (Ask::Confirm, Reply::Refused { because: Refusal::SameBoot }) => {
+                self.permit_is(PermitStage::GivenUp);
+                if let Some(permit) = &mut self.state.record.permit {
+                    permit.boot_id = question.boot_id.clone();
+                }
+            }
             (_, Reply::Refused { because: because @ (Refusal::SameBoot | Refusal::UnknownGroup { .. }) }) => {
                 self.put_off_lock(&because.to_string(), self.state.policy.permit_retry_s.into());
             }
