@@ -309,10 +309,9 @@ fn request_by_holder(
         heard(document, at, now);
         return Ok(Reply::Granted { holder: Box::new(document.holders[at].clone()) });
     }
-    if let Some(failed) = holder.failed_permit() {
-        if let Some(failed) = failed.to.as_ref().filter(|failed| wanted.to.as_ref() == Some(failed)) {
-            return Err(Refusal::SameRelease { version: failed.clone() });
-        }
+    let failed = holder.failed_permit().and_then(|failed| failed.to.as_ref());
+    if let Some(failed) = failed.filter(|failed| wanted.to.as_ref() == Some(failed)) {
+        return Err(Refusal::SameRelease { version: failed.clone() });
     }
     if holder.phase == Phase::Failed {
         if let Some(closed) = window(&document.policy, context) {
