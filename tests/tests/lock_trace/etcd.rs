@@ -63,7 +63,7 @@ impl<'a> EtcdBackend<'a> {
             Step::Command(group, command) => (group, command),
         };
         let by = |who: &str, why: &str| Operator { who: who.to_owned(), why: why.to_owned() };
-        match command.clone() {
+        match (**command).clone() {
             Command::ForceRelease { node, grant, who, why } => {
                 Ok(self.operator()?.release(group, Release { node, grant }, by(&who, &why)).await?)
             }

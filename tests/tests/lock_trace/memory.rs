@@ -32,7 +32,7 @@ impl Memory {
                 self.caps.clone_from(caps);
                 return Reply::Done;
             }
-            Step::Command(group, command) => (group, command),
+            Step::Command(group, command) => (group, &**command),
         };
         let made_by_policy = matches!(command, Command::SetPolicy { .. });
         let known = self.locks.get(group).cloned();
@@ -130,7 +130,10 @@ impl Faulty {
                 continue;
             }
             self.writes += 1;
-            match before.get(group).filter(|_| self.fault == Fault::LosesWrites && self.writes % 100 == 0) {
+            match before
+                .get(group)
+                .filter(|_| self.fault == Fault::LosesWrites && self.writes.is_multiple_of(100))
+            {
                 Some(old) => document.clone_from(old),
                 None => *self.revisions.entry(group.clone()).or_default() += 1,
             }

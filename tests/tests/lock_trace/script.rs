@@ -22,7 +22,7 @@ const LATE: usize = 60;
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
     /// A command on a group's lock.
-    Command(Group, Command),
+    Command(Group, Box<Command>),
     /// The caps over groups, all of them.
     Caps(Caps),
 }
@@ -135,11 +135,11 @@ impl Script {
         let made = memory.locks.len();
         let step = if made < self.groups.len() {
             let max = [Limit::Count(2), Limit::Percent(50)][made];
-            Step::Command(self.groups[made].clone(), set_policy(Policy { max, ..Policy::default() }))
+            command(&self.groups[made], set_policy(Policy { max, ..Policy::default() }))
         } else if self.given.len() == self.groups.len() {
             // Half of how many: none has asked yet, and a v1 client is not counted.
             let node = self.zincati(1, 1);
-            Step::Command(self.groups[1].clone(), Command::FleetLockRequest { node })
+            command(&self.groups[1], Command::FleetLockRequest { node })
         } else {
             match self.random.below(100) {
                 0..12 => self.late_copy(),
@@ -174,9 +174,8 @@ impl Script {
             Command::FleetLockRequest { node: node.id.clone() },
             Command::FleetLockSteady { node: node.id.clone() },
         ];
-        let group = node.group.clone();
         let at = self.random.below(commands.len());
-        Step::Command(group, commands[at].clone())
+        command(&node.group, commands[at].clone())
     }
 
     fn group(&mut self) -> usize {
@@ -187,7 +186,7 @@ impl Script {
         let group = self.group();
         let ids = self.nodes[group * NODES..][..NODES].iter().map(|node| node.id.clone()).collect::<Vec<_>>();
         let drawn = self.random.below(14);
-        Step::Command(self.groups[group].clone(), set_policy(policy(drawn, &ids)))
+        command(&self.groups[group], set_policy(policy(drawn, &ids)))
     }
 
     fn new_caps(&mut self) -> Step {
@@ -212,7 +211,7 @@ impl Script {
         let at = group * NODES + self.random.below(NODES);
         let holders = memory.locks.get(&name).map_or(&[][..], |lock| &lock.holders);
         let drawn = self.random.below(6);
-        let command = match holders.get(self.random.below(holders.len().max(1))) {
+        let act = match holders.get(self.random.below(holders.len().max(1))) {
             Some(Holder { node, grant, .. }) if drawn < 3 => {
                 // One in three is of an operator whose page is old.
                 let grant = if drawn == 0 { grant.saturating_sub(1) } else { *grant };
@@ -221,7 +220,7 @@ impl Script {
             _ if drawn < 4 => Command::ForceRelease { node: self.nodes[at].id.clone(), grant: 1, who, why },
             _ => Command::RemoveNode { node: self.nodes[at].id.clone(), who, why },
         };
-        Step::Command(name, command)
+        command(&name, act)
     }
 
     /// A client that speaks only v1, or a node that speaks both. One that holds gives back, as a rule.
@@ -233,12 +232,12 @@ impl Script {
         };
         let name = self.groups[group].clone();
         let holds = memory.locks.get(&name).is_some_and(|lock| lock.holder(&node).is_some());
-        let command = if holds != self.one_in(5) {
+        let said = if holds != self.one_in(5) {
             Command::FleetLockSteady { node }
         } else {
             Command::FleetLockRequest { node }
         };
-        Step::Command(name, command)
+        command(&name, said)
     }
 
     fn node(&mut self, memory: &Memory) -> Step {
@@ -247,11 +246,14 @@ impl Script {
         let drawn = self.random.below(12);
         let priority = if drawn == 0 { 5 } else { 0 };
         let node = &mut self.nodes[at];
-        let group = node.group.clone();
-        let command =
+        let said =
             if astray { astray_command(node, drawn) } else { next_command(node, memory, drawn, priority) };
-        Step::Command(group, command)
+        command(&self.nodes[at].group, said)
     }
+}
+
+fn command(group: &Group, command: Command) -> Step {
+    Step::Command(group.clone(), Box::new(command))
 }
 
 fn set_policy(policy: Policy) -> Command {

@@ -54,7 +54,7 @@ impl<'a> ServerBackend<'a> {
                 server.change_policies(|file| file.caps.clone_from(caps), "test").await?;
                 return Ok(done());
             }
-            Step::Command(group, command) => (group, command),
+            Step::Command(group, command) => (group, &**command),
         };
         match command {
             Command::FleetLockRequest { node } => {
@@ -150,7 +150,7 @@ impl Backend for ServerBackend<'_> {
 
     fn told(&self, step: &Step, reply: &Reply) -> String {
         let Step::Command(group, command) = step else { return done() };
-        match (command, reply) {
+        match (&**command, reply) {
             (Command::FleetLockRequest { .. } | Command::FleetLockSteady { .. }, reply) => {
                 as_fleet_lock(reply, group)
             }
