@@ -20,8 +20,8 @@ const PREPARE_SQLITE: &str = "PRAGMA busy_timeout = 10000; PRAGMA journal_mode =
 /// What each connection to PostgreSQL begins with. A commit is on the disk before it is acknowledged, whatever the
 /// database's own setting; a server that is frozen in the middle of a change loses it, instead of keeping the others from
 /// theirs.
-const PREPARE_POSTGRES: &str = "SET application_name = 'update-server'; SET lock_timeout = '30s';
-    SET idle_in_transaction_session_timeout = '10s';
+const PREPARE_POSTGRES: &str = "SET client_min_messages = warning; SET application_name = 'update-server';
+    SET lock_timeout = '30s'; SET idle_in_transaction_session_timeout = '10s';
     SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'";
 /// How long PostgreSQL has to answer at the start.
 const CONNECT: Duration = Duration::from_secs(10);
