@@ -1,6 +1,11 @@
 //! Step 4, channel: the tests of the server again, with its data in PostgreSQL. It is the same code, compiled into a program
 //! of another name: common/database.rs looks at that name.
 
+#![allow(
+    clippy::duplicate_mod,
+    reason = "each of these is a program of its own as well, with what it shares"
+)]
+
 #[path = "http.rs"]
 mod http;
 #[path = "lock_fleetlock.rs"]

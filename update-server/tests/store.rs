@@ -54,7 +54,7 @@ async fn note(conn: &mut Connection, detail: &str) {
 }
 
 async fn notes(store: &Store) -> Vec<(u64, String)> {
-    let entries = audit::list(&mut *store.read().await.unwrap(), u64::MAX, 100).await.unwrap();
+    let entries = audit::list(&mut store.read().await.unwrap(), u64::MAX, 100).await.unwrap();
     entries.into_iter().rev().map(|entry| (entry.seq, entry.detail)).collect()
 }
 
@@ -86,7 +86,7 @@ async fn the_audit_log_grows_without_gaps_and_never_changes() {
 #[tokio::test]
 async fn of_all_who_saw_one_revision_one_writes() {
     let (bench, store) = Bench::new().await;
-    assert!(locks::swap_document(&mut *store.read().await.unwrap(), 0, &lock()).await.unwrap());
+    assert!(locks::swap_document(&mut store.read().await.unwrap(), 0, &lock()).await.unwrap());
     let servers = join_all((0..4).map(|_| bench.open())).await;
     for revision in 1..=20 {
         let writes = servers.iter().cycle().take(8).map(async |server| {
@@ -97,7 +97,7 @@ async fn of_all_who_saw_one_revision_one_writes() {
         assert_eq!(written, 1, "of revision {revision}");
     }
     let group = lock().group;
-    let found = locks::find(&mut *store.read().await.unwrap(), &group).await.unwrap();
+    let found = locks::find(&mut store.read().await.unwrap(), &group).await.unwrap();
     assert_eq!(found.unwrap().0, 21);
 }
 
@@ -105,7 +105,7 @@ async fn of_all_who_saw_one_revision_one_writes() {
 async fn what_a_change_reads_stays_true_until_it_is_committed() {
     let (bench, store) = Bench::new().await;
     let group = lock().group;
-    assert!(locks::swap_document(&mut *store.read().await.unwrap(), 0, &lock()).await.unwrap());
+    assert!(locks::swap_document(&mut store.read().await.unwrap(), 0, &lock()).await.unwrap());
     let servers = join_all((0..3).map(|_| bench.open())).await;
     let changes = servers.iter().cycle().take(30).map(async |server| {
         let mut change = server.write().await.unwrap();
@@ -115,7 +115,7 @@ async fn what_a_change_reads_stays_true_until_it_is_committed() {
         change.commit().await.unwrap();
     });
     join_all(changes).await;
-    let found = locks::find(&mut *store.read().await.unwrap(), &group).await.unwrap();
+    let found = locks::find(&mut store.read().await.unwrap(), &group).await.unwrap();
     assert_eq!(found.unwrap().0, 31);
 }
 
@@ -131,7 +131,7 @@ async fn several_things_are_read_as_they_were_at_one_moment() {
     change.commit().await.unwrap();
     assert!(channels::list(&mut reading).await.unwrap().is_empty());
     drop(reading);
-    assert_eq!(channels::list(&mut *store.read().await.unwrap()).await.unwrap().len(), 1);
+    assert_eq!(channels::list(&mut store.read().await.unwrap()).await.unwrap().len(), 1);
 }
 
 #[tokio::test]
