@@ -35,6 +35,8 @@ pub struct Cluster {
     port: u16,
     process: Option<Child>,
     made: AtomicU32,
+    /// Whether it waits for the disk.
+    durable: bool,
 }
 
 /// Where the programs are: in Debian not on the PATH.
@@ -144,10 +146,22 @@ impl Cluster {
     /// # Errors
     /// Where PostgreSQL is missing or does not come up.
     pub fn start() -> Result<Self> {
+        Self::start_as(false)
+    }
+
+    /// As [`Self::start`], and what it has committed is on the disk, for figures of what that costs.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_durable() -> Result<Self> {
+        Self::start_as(true)
+    }
+
+    fn start_as(durable: bool) -> Result<Self> {
         let template = template()?;
         let folder = owned_folder()?;
         copy(&template, &folder.path().join("data"))?;
-        let mut cluster = Self { folder, port: 0, process: None, made: AtomicU32::new(0) };
+        let mut cluster = Self { folder, port: 0, process: None, made: AtomicU32::new(0), durable };
         let mut failure = None;
         for _ in 0..STARTS {
             cluster.port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
@@ -168,14 +182,9 @@ impl Cluster {
         let mut command = as_user(&programs()?.join("postgres"))?;
         command.arg("-D").arg(self.folder.path().join("data")).arg("-p").arg(self.port.to_string());
         command.arg("-c").arg(format!("unix_socket_directories={}", self.folder.path().display()));
-        for setting in [
-            "listen_addresses=127.0.0.1",
-            "fsync=off",
-            "full_page_writes=off",
-            "autovacuum=off",
-            "shared_buffers=16MB",
-            "max_connections=100",
-        ] {
+        let quick = ["fsync=off", "full_page_writes=off", "autovacuum=off"];
+        let all = ["listen_addresses=127.0.0.1", "shared_buffers=16MB", "max_connections=100"];
+        for setting in all.iter().chain(quick.iter().filter(|_| !self.durable)) {
             command.args(["-c", setting]);
         }
         let process = command.stdout(log.try_clone()?).stderr(log).spawn().context("setpriv and postgres")?;

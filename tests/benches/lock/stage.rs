@@ -10,6 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 use tests::etcd::{Cluster, Setup};
 use tests::lock_server::LockServer;
+use tests::postgres;
 use tests::programs::Programs;
 use update_engine::config::fragment::Fragment;
 use update_engine::config::{Merged, Settings};
@@ -21,6 +22,8 @@ use update_engine::network;
 pub(crate) enum Kind {
     /// An update server with its own SQLite database
     Sqlite,
+    /// An update server on a PostgreSQL of its own
+    Postgres,
     /// One etcd member
     Etcd1,
     /// Three etcd members
@@ -28,13 +31,14 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 3] = [Self::Sqlite, Self::Etcd1, Self::Etcd3];
+    pub(crate) const ALL: [Self; 4] = [Self::Sqlite, Self::Postgres, Self::Etcd1, Self::Etcd3];
 }
 
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Sqlite => "sqlite",
+            Self::Postgres => "postgres",
             Self::Etcd1 => "etcd1",
             Self::Etcd3 => "etcd3",
         })
@@ -50,16 +54,25 @@ pub(crate) enum Backend {
 /// All that run.
 pub(crate) struct Stage {
     pub(crate) backends: Vec<Backend>,
+    // The servers go before their databases.
+    _databases: Vec<postgres::Cluster>,
 }
 
 impl Stage {
     pub(crate) async fn set(kinds: &[Kind], other_server: Option<&Path>) -> Result<Self> {
         let programs = Programs::find()?;
         let cluster = |members| Setup { members, election: Duration::from_secs(1), tls: None, wires: false };
-        let mut backends = Vec::new();
+        let (mut backends, mut databases) = (Vec::new(), Vec::new());
         for kind in kinds {
             backends.push(match kind {
                 Kind::Sqlite => Backend::Server("update-server, SQLite", LockServer::start(&programs, &[])?),
+                Kind::Postgres => {
+                    let database = postgres::Cluster::start_durable()?;
+                    let url = database.url(&database.create()?);
+                    databases.push(database);
+                    let server = LockServer::start(&programs, &["--database-url", &url])?;
+                    Backend::Server("update-server, PostgreSQL", server)
+                }
                 Kind::Etcd1 => Backend::Etcd("etcd, one member", Cluster::start(cluster(1)).await?),
                 Kind::Etcd3 => Backend::Etcd("etcd, three members", Cluster::start(cluster(3)).await?),
             });
@@ -69,7 +82,7 @@ impl Stage {
             backends
                 .push(Backend::Server("the other update-server, SQLite", LockServer::start(&programs, &[])?));
         }
-        Ok(Self { backends })
+        Ok(Self { backends, _databases: databases })
     }
 }
 

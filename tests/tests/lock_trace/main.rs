@@ -1,5 +1,5 @@
 //! The reboot lock's backends decide alike: the same commands are given, one after the other, to [`apply`] on documents
-//! in memory, to an update server by its API, and to etcd by the engine's client. After each one the answers are equal, and
+//! in memory, to update servers (on SQLite and on PostgreSQL) by their API, and to etcd by the engine's client. After each one the answers are equal, and
 //! so are the documents but for the times in them; and it is written exactly where something changed.
 //!
 //! The commands follow from a seed. A trace that fails says which: `LOCK_SEED=17 cargo nextest run -p tests --test
@@ -39,6 +39,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 use tests::etcd::{Cluster, Setup};
 use tests::lock_server::LockServer;
+use tests::postgres;
 use tests::programs::Programs;
 
 /// Traces, if `LOCK_TRACES` does not say how many.
@@ -51,20 +52,31 @@ const TOLD: usize = 8;
 /// What all traces share: fresh groups and nodes are all that one needs.
 struct Stage {
     sqlite: LockServer,
+    postgres: LockServer,
     etcd: Cluster,
+    // The server goes before its database.
+    _database: postgres::Cluster,
 }
 
 impl Stage {
     async fn set() -> Result<Self> {
         let programs = Programs::find()?;
         let setup = Setup { members: 1, election: Duration::from_secs(1), tls: None, wires: false };
-        Ok(Self { sqlite: LockServer::start(&programs, &[])?, etcd: Cluster::start(setup).await? })
+        let database = postgres::Cluster::start()?;
+        let url = database.url(&database.create()?);
+        Ok(Self {
+            sqlite: LockServer::start(&programs, &[])?,
+            postgres: LockServer::start(&programs, &["--database-url", &url])?,
+            etcd: Cluster::start(setup).await?,
+            _database: database,
+        })
     }
 
-    /// All that must decide like [`Memory`]. A server on another database is one more line.
+    /// All that must decide like [`Memory`].
     fn backends(&self) -> Vec<Box<dyn Backend + '_>> {
         vec![
             Box::new(ServerBackend::new("update-server on SQLite", &self.sqlite)),
+            Box::new(ServerBackend::new("update-server on PostgreSQL", &self.postgres)),
             Box::new(EtcdBackend::new(&self.etcd)),
         ]
     }
