@@ -6,8 +6,8 @@
 //! cargo bench --package tests --bench lock
 //! ```
 //!
-//! Needs etcd and PostgreSQL. Server, cluster and nodes share one machine; a node is a task with an HTTP client of its own, the
-//! engine's. A node that must wait asks again after a short fixed pause instead of the minutes that it is told: what is
+//! Needs etcd and PostgreSQL. Server, cluster and nodes share one machine; a node is a task with an HTTP client of its
+//! own, the engine's. A node that must wait asks again after a short fixed pause instead of the minutes that it is told: what is
 //! measured is the lock and not the patience. The documents are as long as they get in life: 512 ended attempts.
 
 mod fleet;

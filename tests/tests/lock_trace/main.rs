@@ -1,6 +1,7 @@
 //! The reboot lock's backends decide alike: the same commands are given, one after the other, to [`apply`] on documents
-//! in memory, to update servers (on SQLite and on PostgreSQL) by their API, and to etcd by the engine's client. After each one the answers are equal, and
-//! so are the documents but for the times in them; and it is written exactly where something changed.
+//! in memory, to update servers (on SQLite and on PostgreSQL) by their API, and to etcd by the engine's client. After
+//! each one the answers are equal, and so are the documents but for the times in them; and it is written exactly where
+//! something changed.
 //!
 //! The commands follow from a seed. A trace that fails says which: `LOCK_SEED=17 cargo nextest run -p tests --test
 //! lock_trace` gives it again; `LOCK_TRACES=100` gives more of them.
