@@ -93,6 +93,18 @@ async fn set_max(etcd: &Etcd, max: u32) {
     assert_eq!(lock(etcd).perform(&group(), &set).await.unwrap(), Reply::Done);
 }
 
+/// The document as it is, once the cluster can say so: after what was done to it, it may be about to choose a leader.
+async fn document_of(lock: &EtcdLock) -> Document {
+    for _ in 0..40 {
+        match lock.view(&group()).await {
+            Ok(view) => return view.document,
+            Err(error) => assert!(error.is_passing(), "{}", update_engine::error::chain(&error)),
+        }
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+    panic!("the cluster does not come back");
+}
+
 /// Nodes that all want to reboot.
 #[derive(Debug, Default)]
 struct Fleet {
@@ -202,7 +214,7 @@ async fn thirty_nodes_contend_and_each_gets_one_permit() {
     set_max(&etcd, 3).await;
     let (fleet, tasks) = Fleet::roll(3, 30, &etcd);
     fleet.all_through(tasks).await;
-    let last = lock(&etcd).view(&group()).await.unwrap().document;
+    let last = document_of(&lock(&etcd)).await;
     assert_eq!((last.holders.len(), last.queue.len(), last.finished.len()), (0, 0, 30));
     assert_eq!(last.grants, 30, "none was granted twice");
     // A policy, and for each node a grant, a verification, a boot and a confirmation: each written once.
@@ -252,7 +264,7 @@ async fn everyone_gets_through_while_members_die_freeze_and_compact() {
     }
     fleet.all_through(tasks).await;
 
-    let last = lock(&etcd).view(&group()).await.unwrap().document;
+    let last = document_of(&lock(&etcd)).await;
     assert_eq!((last.holders.len(), last.queue.len(), last.finished.len()), (0, 0, 30));
     assert_eq!(last.grants, 30, "none was granted twice");
     let end = revision(&cluster, other).await;
@@ -284,7 +296,7 @@ async fn a_member_that_is_cut_off_lets_nobody_reboot_though_nodes_still_ask_it()
         fleet.until_through(through + 4, &mut tasks).await;
     }
     fleet.all_through(tasks).await;
-    let last = lock(&etcd).view(&group()).await.unwrap().document;
+    let last = document_of(&lock(&etcd)).await;
     assert_eq!((last.holders.len(), last.queue.len(), last.finished.len()), (0, 0, 30));
     assert_eq!(last.grants, 30, "none was granted twice, and the ghost got none");
     let leader = cluster.leader().await.unwrap();
@@ -381,7 +393,7 @@ async fn a_change_whose_answer_is_lost_is_found_again_and_made_once() {
         assert!(reply.starts_with(expected), "{reply}");
         assert_eq!(gate.changes.load(Ordering::SeqCst), 1, "{expected}: sent once, and then looked for");
     }
-    let last = lock.view(&group).await.unwrap().document;
+    let last = document_of(&lock).await;
     assert_eq!((last.holders.len(), last.finished.len(), last.grants), (0, 1, 1));
 }
 
