@@ -109,6 +109,23 @@ async fn a_permit_is_taken_away_and_a_second_time_there_is_nothing_to_do() {
 }
 
 #[tokio::test]
+async fn a_file_about_groups_alone_leaves_caps_as_they_are() {
+    let desk = Desk::new().await;
+    desk.write("caps.toml", "[group.web]\nmax = 4\n[cap.front]\ngroups = [\"web\", \"default\"]\nmax = 2\n");
+    desk.exits("lock policy set @caps.toml --yes", Exit::Done).await;
+    desk.write("one.toml", "[group.default]\nmax = 3\n");
+    desk.exits("lock policy set @one.toml --yes", Exit::Done).await;
+    let policies = async || {
+        let LockPolicies { file, .. } = desk.server.admin().read("/api/v1/lock-policy").await;
+        file
+    };
+    assert!(policies().await.contains("[cap.front]"), "{}", policies().await);
+    desk.write("none.toml", "[group.default]\nmax = 3\n[cap]\n");
+    desk.exits("lock policy set @none.toml --yes", Exit::Done).await;
+    assert!(!policies().await.contains("[cap.front]"), "{}", policies().await);
+}
+
+#[tokio::test]
 async fn a_policy_is_shown_changed_in_a_file_and_set() {
     let desk = Desk::new().await;
     desk.exits("lock policy show", Exit::Done).await;

@@ -103,7 +103,8 @@ fn permit_line(permit: &Permit, trouble: &str) -> Option<String> {
     let version = &permit.version;
     let untold = || if trouble.is_empty() { String::new() } else { format!(": {trouble}") };
     match &permit.stage {
-        PermitStage::Asked => None,
+        // It may be held; only the lock knows.
+        PermitStage::Asked | PermitStage::Unknown => None,
         PermitStage::Held => Some(format!("held for the reboot into {version}")),
         PermitStage::GivenUp => Some(format!("given back once the lock hears of it{}", untold())),
         PermitStage::Confirmed => {
@@ -115,7 +116,6 @@ fn permit_line(permit: &Permit, trouble: &str) -> Option<String> {
         PermitStage::Halting => {
             Some(format!("left held, as {version} failed here: another release or an operator frees it"))
         }
-        PermitStage::Unknown => Some("held since before another boot".to_owned()),
     }
 }
 

@@ -557,3 +557,40 @@ fn one_pass_gives_back_a_permit_that_it_could_not_use() {
     rest(&mut world);
     assert_eq!((world.exit, stage(&world)), (Some(Exit::Deferred), Some(PermitStage::GivenUp)));
 }
+
+/// With no engine running, `updatectl cancel` is a pass of its own.
+#[test]
+fn a_cancel_that_is_a_pass_of_its_own_is_done_when_the_flip_is_undone_and_the_permit_back() {
+    let mut world = verified(&[Good]);
+    world.finish(End::Fails(FailureKind::Node)).unwrap();
+    world.mode = Mode::Request;
+    world.start().unwrap();
+    reply(&mut world, Command::Cancel);
+    for _ in 0..20 {
+        world.finish(End::Well).unwrap();
+        if world.state().is_some() {
+            world.act(&Action::Report(Some(true))).unwrap();
+        }
+    }
+    assert_eq!((world.exit, world.is_holder()), (Some(Exit::Done), false), "{:#?}", world.log);
+    assert!(!world.table.b.bootable());
+}
+
+#[test]
+fn a_first_pass_that_cannot_ask_the_lock_is_deferred_and_claims_no_permit() {
+    let mut world = offered(Strategy::Lock, Mode::Once, &[Good]);
+    world.act(&Action::LockAnswers(false)).unwrap();
+    world.start().unwrap();
+    for _ in 0..30 {
+        if world.state().is_some() {
+            let shown = machine::status(world.state().unwrap(), &world::identity());
+            assert_eq!(shown.permit, None);
+        }
+        if world.operation().is_some() {
+            world.finish(End::Well).unwrap();
+        } else if world.state().is_some() {
+            world.act(&Action::Report(Some(true))).unwrap();
+        }
+    }
+    assert_eq!(world.exit, Some(Exit::Deferred));
+}

@@ -82,7 +82,10 @@ impl Operations {
         match wait {
             None => asked.await,
             Some(wait) => tokio::time::timeout(wait, asked).await.unwrap_or_else(|_| {
-                Err(Failure::new(FailureKind::Network, format!("no answer in {} s", wait.as_secs())))
+                Err(Failure::new(
+                    FailureKind::Network,
+                    format!("no answer in {} s: updatectl lock status asks for longer", wait.as_secs()),
+                ))
             }),
         }
     }

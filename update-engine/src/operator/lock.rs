@@ -68,7 +68,7 @@ pub enum PolicyCommand {
         /// Only this group.
         group: Option<Group>,
     },
-    /// Set the policies of the groups that a file names, and all caps. Other groups keep theirs.
+    /// Set the policies of the groups that a file names, and all caps if it has a [cap] table. Other groups keep theirs.
     Set {
         /// The file (TOML); docs/lock-policy.md describes it.
         file: PathBuf,
@@ -192,9 +192,13 @@ async fn set_policy(
     json: bool,
 ) -> Result<Exit, OperatorError> {
     let text = std::fs::read_to_string(path).map_err(OperatorError::file(path))?;
-    let wanted = PolicyFile::parse(&path.display().to_string(), &text)
+    let mut wanted = PolicyFile::parse(&path.display().to_string(), &text)
         .map_err(|errors| unusable(path, &errors, json))?;
     let before = keeper.policies().await?;
+    // A file about groups alone says nothing of caps; one with any table of them has all.
+    if !names_caps(&text) {
+        wanted.caps = before.file.caps.clone();
+    }
     // Groups that the file leaves out stay as they are.
     let mut after = PolicyFile { groups: before.file.groups.clone(), caps: wanted.caps.clone() };
     after.groups.extend(wanted.groups.clone());
@@ -216,6 +220,11 @@ async fn set_policy(
         say(format_args!("the policy is set; permits that are held stay held"))?;
     }
     Ok(Exit::Done)
+}
+
+/// Whether a policy file has a table of caps, be it an empty one, which is how the last cap is removed.
+fn names_caps(text: &str) -> bool {
+    text.parse::<toml::Table>().is_ok_and(|table| table.contains_key("cap"))
 }
 
 /// Whose lock a file holds: locksmith's has a counter beside the holders.

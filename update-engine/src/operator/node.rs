@@ -1,12 +1,13 @@
 //! Steps 4 and 12: `updatectl node` and `updatectl audit`: what a server knows of its nodes and of its changes.
 
 use super::{Client, OperatorError, ask, print_json, say, tell};
+use crate::lock::shown::holder_line;
 use clap::Subcommand;
 use jiff::Timestamp;
 use protocol::id::NodeId;
 use protocol::lock::ClientId;
 use protocol::status::{Exit, lines, one_line};
-use protocol::wire::{AuditLog, Event, NodeInfo, NodeList, NodeRemove, NodeShow, SCHEMA};
+use protocol::wire::{AuditLog, Event, LockList, NodeInfo, NodeList, NodeRemove, NodeShow, SCHEMA};
 use serde_json::json;
 
 /// Commands about nodes.
@@ -73,7 +74,13 @@ pub(super) async fn run(command: NodeCommand, client: &Client, json: bool) -> Re
             print_done(&node, "may show a new credential", json)?;
         }
         NodeCommand::Remove { node, why, yes } => {
-            tell(format_args!("{node} is forgotten, and its permits and places in queues are freed"));
+            let LockList { locks, .. } = client.get("api/v1/locks").await?;
+            for holder in locks.iter().filter_map(|info| info.view.document.holder(&node)) {
+                tell(format_args!("{}", holder_line(holder, Timestamp::now())));
+            }
+            tell(format_args!(
+                "{node} will be forgotten, and its permits and places in queues freed: make sure that it is gone for good"
+            ));
             ask("remove it?", yes)?;
             let body = NodeRemove { schema: SCHEMA, why };
             client.post(&format!("api/v1/nodes/{}/remove", segment(&node)), &body).await?;

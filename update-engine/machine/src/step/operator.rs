@@ -109,7 +109,9 @@ impl Turn {
         self.schedule_check(None);
         if wanted || dropped || undone || self.state.run.abandoned {
             self.note("cancelled on request");
-            self.verdict(if undone { Exit::Done } else { Exit::Failed });
+            // Whoever asked for nothing else has what was asked for; a pass that was to update has not.
+            let done = undone || self.state.run.asked.is_some();
+            self.verdict(if done { Exit::Done } else { Exit::Failed });
             self.reply(
                 Outcome::Done,
                 if undone { "the switch of the next boot is being undone" } else { "cancelled" },

@@ -25,6 +25,7 @@ impl Turn {
             && self.wait_until(at)
         {
             self.state.run.waiting = Some(Waiting::Permit(self.state.run.permit_note.clone()));
+            self.verdict(Exit::Deferred);
             return Leave::Wait;
         }
         if !self.state.policy.windows.is_empty() && self.wait_for_window(version).is_none() {
@@ -179,6 +180,7 @@ impl Turn {
                     None => Waiting::Permit(self.state.run.permit_note.clone()),
                 };
                 self.state.run.waiting.get_or_insert(waiting);
+                self.verdict(Exit::Deferred);
                 Leave::Wait
             }
         }
