@@ -344,9 +344,14 @@ async fn operators_set_policies_and_take_over_locks_in_etcd() {
     let whole = here.run(&["lock", "policy", "show"]).ok().unwrap().stdout;
     let again = write("again.toml", &whole);
     here.run(&["lock", "policy", "set", &again, "--yes"]).expect_code(3).unwrap();
-    // A file without caps takes them away; a group that it leaves out stays.
+    // A file about groups alone leaves caps as they are, one with an empty table of them takes them away; a group that it
+    // leaves out stays.
     let fewer = write("fewer.toml", "[group.default]\nmax = 1\n");
     here.run(&["lock", "policy", "set", &fewer, "--yes"]).ok().unwrap();
+    let shown = here.run(&["lock", "policy", "show", "--json"]).ok().unwrap().json().unwrap();
+    assert_eq!(shown["caps"]["all"]["max"], json!(3));
+    let none = write("none.toml", "[group.default]\nmax = 1\n[cap]\n");
+    here.run(&["lock", "policy", "set", &none, "--yes"]).ok().unwrap();
     let shown = here.run(&["lock", "policy", "show", "--json"]).ok().unwrap().json().unwrap();
     assert_eq!((&shown["caps"], &shown["groups"]["web"]["max"]), (&json!({}), &json!({ "percent": 10 })));
     assert_eq!(shown["groups"]["default"]["max"], json!({ "count": 1 }));
