@@ -68,7 +68,7 @@ pub enum PolicyCommand {
         /// Only this group.
         group: Option<Group>,
     },
-    /// Set the policies of the groups that a file names, and all caps if it has a [cap] table. Other groups keep theirs.
+    /// Set the policies of the groups that a file names, and all caps if it has a table of them. Other groups keep theirs.
     Set {
         /// The file (TOML); docs/lock-policy.md describes it.
         file: PathBuf,
