@@ -297,30 +297,34 @@ impl Driver {
         status
     }
 
-    /// Writes the status where it changed, tells it, and logs a change of state.
+    /// Writes the status where it changed, tells it, and logs a change of state. It is in the folder before it is told,
+    /// so that who heard of it, or of an engine without a bus, finds it there.
     async fn show(&mut self) {
         let shown = Shown { status: self.status(), busy: self.operation.is_some() };
-        if self.shown.borrow().as_ref() == Some(&shown) {
+        let old = self.shown.borrow().clone();
+        if old.as_ref() == Some(&shown) {
             return;
         }
         let status = shown.status.clone();
-        let old = self.shown.send_replace(Some(shown)).map(|old| old.status);
+        let old = old.map(|old| old.status);
         self.supervisor.show(&status);
-        if old.as_ref() == Some(&status) {
-            return;
-        }
-        if old.map(|old| (old.state, old.reason)) != Some((status.state, status.reason.clone())) {
-            let reason = if status.reason.is_empty() { "" } else { ": " };
-            tracing::info!("{}{reason}{}", status.state, status.reason);
-        }
-        let waits = status.state == StateName::Waiting;
-        self.aside(move |files| {
-            let path = files.folder.status_path();
-            if let Err(error) = crate::status::write(&path, &status) {
-                tracing::warn!("cannot write {}: {error}", path.display());
+        let changed = old.as_ref() != Some(&status);
+        if changed {
+            if old.map(|old| (old.state, old.reason)) != Some((status.state, status.reason.clone())) {
+                let reason = if status.reason.is_empty() { "" } else { ": " };
+                tracing::info!("{}{reason}{}", status.state, status.reason);
             }
-        })
-        .await;
+            let status = status.clone();
+            self.aside(move |files| {
+                let path = files.folder.status_path();
+                if let Err(error) = crate::status::write(&path, &status) {
+                    tracing::warn!("cannot write {}: {error}", path.display());
+                }
+            })
+            .await;
+        }
+        self.shown.send_replace(Some(shown));
+        let waits = changed && status.state == StateName::Waiting;
         if waits {
             self.pause.at(Point::Waiting);
         }
