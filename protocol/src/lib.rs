@@ -35,6 +35,8 @@ pub mod manifest;
 #[cfg(feature = "std")]
 pub mod payload;
 #[cfg(feature = "std")]
+pub mod policy_file;
+#[cfg(feature = "std")]
 pub mod status;
 #[cfg(feature = "std")]
 pub mod version;

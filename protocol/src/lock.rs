@@ -17,13 +17,13 @@ mod policy;
 mod queue;
 mod wait;
 
+pub use crate::policy_file::{Key, PolicyFileError, PolicyFileErrors, Problem};
 pub use admit::{Candidate, admit, in_force};
 pub use apply::{Applied, apply};
-pub use check::Problem;
 pub use command::{Command, Context, Population, QuorumHealth, Refusal, Reply, Request, Usage, Wait};
 pub use document::{
     Act, ActKind, AttemptId, ClientId, Document, Finished, Holder, InvalidLockId, Phase, Proved, Waiter, Zone,
 };
 pub use explain::{holders_wait, waiters_wait};
-pub use file::{KEYS, Key, PolicyFile, PolicyFileError, PolicyFileErrors};
+pub use file::{KEYS, PolicyFile};
 pub use policy::{Cap, Caps, Limit, OnTrouble, Policy, Quorum, Zones};

@@ -2,6 +2,7 @@
 
 use super::policy::{Cap, Caps, Limit, Policy};
 use crate::id::Group;
+use crate::policy_file::{Problem, problem};
 use crate::window::Window;
 use std::collections::BTreeSet;
 
@@ -11,20 +12,6 @@ const GRANTED_LEAST_S: u32 = 60;
 const WINDOW_MOST_S: u32 = 7 * 24 * 60 * 60;
 /// With fewer voting members than this no member can go down and leave a majority.
 const MEMBERS_LEAST: u32 = 3;
-
-/// What is wrong with a policy: where, what is allowed and what was found.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{key}: {message}")]
-pub struct Problem {
-    /// The key, as in a policy file: `max`, `zones.limits.r1`, `windows.0`.
-    pub key: String,
-    /// What is allowed and what was found, in one line.
-    pub message: String,
-}
-
-fn problem(key: impl Into<String>, message: impl Into<String>) -> Problem {
-    Problem { key: key.into(), message: message.into() }
-}
 
 impl Policy {
     /// Everything that is wrong with it; nothing if it may be set.

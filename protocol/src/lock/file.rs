@@ -3,21 +3,18 @@
 //! A file is read as a whole: all that is wrong with it is reported, each with its line and column. What is printed
 //! says every value, also those that were left out, and reads back as itself.
 
-use super::check::{Problem, cap_name};
+use super::check::cap_name;
 use super::policy::{Cap, Caps, OnTrouble, Policy, Quorum, Zones};
 use crate::id::Group;
-use crate::window::{DAYS, Window, day_named};
-use jiff::civil::Time;
-use read::{Reader, Value};
+use crate::policy_file::{PolicyFileErrors, Reader, Value};
 use std::collections::BTreeMap;
 use std::fmt;
 
 mod difference;
 mod keys;
 mod print;
-mod read;
 
-pub use keys::{KEYS, Key};
+pub use keys::KEYS;
 
 /// What a policy file holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,42 +25,13 @@ pub struct PolicyFile {
     pub caps: Caps,
 }
 
-/// Something wrong with a policy file, and where.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{file}:{line}:{column}: {message}")]
-pub struct PolicyFileError {
-    /// The file's name, as it was given.
-    pub file: String,
-    /// The line, from 1.
-    pub line: usize,
-    /// The column in characters, from 1.
-    pub column: usize,
-    /// The key, what is allowed and what was found, in one line.
-    pub message: String,
-}
-
-/// Everything wrong with a policy file, from its top to its end, at least one thing. Printed one per line.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PolicyFileErrors(pub Vec<PolicyFileError>);
-
-impl std::error::Error for PolicyFileErrors {}
-
-impl fmt::Display for PolicyFileErrors {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (at, error) in self.0.iter().enumerate() {
-            write!(f, "{}{error}", if at == 0 { "" } else { "\n" })?;
-        }
-        Ok(())
-    }
-}
-
 impl PolicyFile {
     /// Reads the text of a file. The file's name is for the errors.
     ///
     /// # Errors
     /// All that is wrong: with the TOML; where that is right, with keys, values, and what they mean together.
     pub fn parse(file: &str, text: &str) -> Result<Self, PolicyFileErrors> {
-        let mut reader = Reader::new(file, text);
+        let mut reader = Reader::new(file, text, KEYS);
         let read = reader.document().map(|table| {
             let (mut groups, mut caps) = (BTreeMap::new(), BTreeMap::new());
             for (name, value) in &table {
@@ -101,7 +69,7 @@ fn read_groups(reader: &mut Reader<'_>, value: &Value<'_>) -> BTreeMap<Group, Po
     for (name, value) in reader.entries("group", value) {
         let path = format!("group.{}", name.get_ref());
         let group = reader.parsed::<Group>(&path, &name);
-        let policy = checked(reader, &path, |reader| policy(reader, &path, value), Policy::problems);
+        let policy = reader.checked(&path, |reader| policy(reader, &path, value), Policy::problems);
         groups.extend(group.zip(policy));
     }
     groups
@@ -114,27 +82,10 @@ fn read_caps(reader: &mut Reader<'_>, value: &Value<'_>) -> BTreeMap<String, Cap
         if let Some(message) = cap_name(name.get_ref()) {
             reader.error(name.span().start, &format!("{path}: {message}"));
         }
-        let cap = checked(reader, &path, |reader| cap(reader, &path, value), Cap::problems);
+        let cap = reader.checked(&path, |reader| cap(reader, &path, value), Cap::problems);
         caps.extend(cap.map(|cap| (name.get_ref().to_string(), cap)));
     }
     caps
-}
-
-/// What `read` makes of a table, and what is wrong with that as a whole, if each value was right.
-fn checked<T>(
-    reader: &mut Reader<'_>,
-    path: &str,
-    read: impl FnOnce(&mut Reader<'_>) -> Option<T>,
-    problems: impl FnOnce(&T) -> Vec<Problem>,
-) -> Option<T> {
-    let before = reader.count();
-    let read = read(reader)?;
-    if reader.count() == before {
-        for Problem { key, message } in problems(&read) {
-            reader.problem(&format!("{path}.{key}"), &message);
-        }
-    }
-    Some(read)
 }
 
 fn policy(reader: &mut Reader<'_>, path: &str, value: &Value<'_>) -> Option<Policy> {
@@ -148,8 +99,10 @@ fn policy(reader: &mut Reader<'_>, path: &str, value: &Value<'_>) -> Option<Poli
             "zones" => policy.zones = zones(reader, &path, value),
             "windows" => {
                 let windows = reader.list(&path, value);
-                policy.windows =
-                    windows.iter().filter_map(|(path, value)| window(reader, path, value)).collect();
+                policy.windows = windows
+                    .iter()
+                    .filter_map(|(path, value)| reader.window(path, "group.NAME.windows", value))
+                    .collect();
             }
             "time_zone" => set(&mut policy.time_zone, reader.string(&path, value).map(str::to_owned)),
             "reboot_takes" => set(&mut policy.reboot_takes_s, reader.duration(&path, value)),
@@ -174,30 +127,16 @@ fn set<T>(field: &mut T, value: Option<T>) {
 
 fn cap(reader: &mut Reader<'_>, path: &str, value: &Value<'_>) -> Option<Cap> {
     let fields = reader.fields(path, "cap.NAME", value)?;
-    let groups = required(reader, path, value, &fields, "groups");
+    let groups = reader.required(path, value, &fields, "groups");
     let groups = groups.map(|value| reader.names(&format!("{path}.groups"), value));
-    let max = required(reader, path, value, &fields, "max");
+    let max = reader.required(path, value, &fields, "max");
     let max = max.and_then(|value| reader.number(&format!("{path}.max"), value));
     Some(Cap { groups: groups?, max: max? })
 }
 
-fn required<'a>(
-    reader: &mut Reader<'_>,
-    path: &str,
-    value: &Value<'_>,
-    fields: &BTreeMap<&str, &'a Value<'a>>,
-    name: &str,
-) -> Option<&'a Value<'a>> {
-    let found = fields.get(name).copied();
-    if found.is_none() {
-        reader.error(value.span().start, &format!("{path}: expected the key {name}, found none"));
-    }
-    found
-}
-
 fn zones(reader: &mut Reader<'_>, path: &str, value: &Value<'_>) -> Option<Zones> {
     let fields = reader.fields(path, "group.NAME.zones", value)?;
-    let max = required(reader, path, value, &fields, "max");
+    let max = reader.required(path, value, &fields, "max");
     let max = max.and_then(|value| reader.limit(&format!("{path}.max"), value));
     let limits = fields.get("limits").map(|v| reader.map(&format!("{path}.limits"), v, Reader::limit));
     let sizes = fields.get("sizes").map(|v| reader.map(&format!("{path}.sizes"), v, Reader::number));
@@ -218,49 +157,6 @@ fn trouble(reader: &mut Reader<'_>, path: &str, value: &Value<'_>) -> Option<OnT
         _ => None,
     };
     reader.word(path, value, "\"halt\", \"hold\" or \"release\"", of)
-}
-
-fn window(reader: &mut Reader<'_>, path: &str, value: &Value<'_>) -> Option<Window> {
-    let fields = reader.fields(path, "group.NAME.windows", value)?;
-    let days = fields.get("days").map(|value| {
-        let expected = DAYS.map(|day| format!("{day:?}")).join(", ");
-        let days = reader.list(&format!("{path}.days"), value);
-        if days.is_empty() {
-            reader.error(
-                value.span().start,
-                &format!("{path}.days: expected a day, found none; leave the key out for every day"),
-            );
-        }
-        days.iter().filter_map(|(path, day)| reader.word(path, day, &expected, day_named)).collect()
-    });
-    let start = required(reader, path, value, &fields, "start");
-    let start = start.and_then(|value| reader.time(&format!("{path}.start"), value));
-    let length_s = match (fields.get("end"), fields.get("length")) {
-        (Some(end), None) => {
-            reader.time(&format!("{path}.end"), end).zip(start).and_then(|(closes, start)| {
-                let length_s = until(start, closes);
-                if length_s.is_none() {
-                    let message = "expected another time than start; for a whole day write length = \"24h\"";
-                    reader.error(end.span().start, &format!("{path}.end: {message}"));
-                }
-                length_s
-            })
-        }
-        (None, Some(length)) => reader.duration(&format!("{path}.length"), length),
-        (end, _) => {
-            let found = if end.is_some() { "both" } else { "neither" };
-            reader
-                .error(value.span().start, &format!("{path}: expected either end or length, found {found}"));
-            None
-        }
-    };
-    Some(Window { days: days.unwrap_or_default(), start: start?, length_s: length_s? })
-}
-
-/// Seconds from one time of day to the next time that a clock shows the other; none for the same time.
-fn until(start: Time, end: Time) -> Option<u32> {
-    let seconds = end.duration_since(start).as_secs().rem_euclid(24 * 60 * 60);
-    u32::try_from(seconds).ok().filter(|seconds| *seconds > 0)
 }
 
 #[cfg(test)]

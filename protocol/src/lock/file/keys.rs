@@ -1,19 +1,6 @@
 //! The table of all keys of a policy file. `docs/lock-policy.md` shows the same table, and a test compares the two.
 
-/// One key of a policy file.
-#[derive(Clone, Copy, Debug)]
-pub struct Key {
-    /// Its path; `NAME` stands for a name that the operator chooses.
-    pub path: &'static str,
-    /// What holds where it is left out, as TOML. None where it is required, or optional and off.
-    pub default: Option<&'static str>,
-    /// What it means.
-    pub doc: &'static str,
-}
-
-const fn key(path: &'static str, default: Option<&'static str>, doc: &'static str) -> Key {
-    Key { path, default, doc }
-}
+use crate::policy_file::{Key, key};
 
 /// All keys, table by table.
 pub const KEYS: &[Key] = &[
@@ -111,11 +98,3 @@ pub const KEYS: &[Key] = &[
         "how many nodes of these groups together may hold a permit at once, a number; required; 0 pauses them all",
     ),
 ];
-
-/// The keys that are known in a table, by its path.
-pub(super) fn known(table: &str) -> Vec<&'static str> {
-    let inside = |key: &Key| key.path.strip_prefix(table)?.strip_prefix('.')?.split('.').next();
-    let mut names: Vec<_> = KEYS.iter().filter_map(inside).collect();
-    names.dedup();
-    names
-}

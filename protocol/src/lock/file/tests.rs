@@ -1,7 +1,8 @@
 use super::*;
 use crate::lock::document::{ClientId, Zone};
 use crate::lock::policy::Limit;
-use jiff::civil::Weekday;
+use crate::window::Window;
+use jiff::civil::{Time, Weekday};
 use proptest::prelude::*;
 use std::path::{Path, PathBuf};
 

@@ -1,8 +1,8 @@
-//! Reads values of TOML by their kind, and keeps what is wrong and where.
+//! Steps 4 and 9: reads values of TOML by their kind, and keeps what is wrong and where.
 
-use super::super::policy::Limit;
-use super::PolicyFileError;
-use super::keys::known;
+use super::{Key, PolicyFileError, Problem, known};
+use crate::lock::Limit;
+use crate::window::{DAYS, Window, day_named};
 use jiff::civil::Time;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -11,13 +11,14 @@ use std::str::FromStr;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-pub(super) type Value<'t> = Spanned<DeValue<'t>>;
+pub(crate) type Value<'t> = Spanned<DeValue<'t>>;
 type Name<'t> = Spanned<Cow<'t, str>>;
 
 /// One file being read.
-pub(super) struct Reader<'t> {
+pub(crate) struct Reader<'t> {
     file: &'t str,
     text: &'t str,
+    keys: &'static [Key],
     /// Offset in the text and message.
     errors: Vec<(usize, String)>,
     /// Where each value stands, by its path.
@@ -25,12 +26,13 @@ pub(super) struct Reader<'t> {
 }
 
 impl<'t> Reader<'t> {
-    pub(super) const fn new(file: &'t str, text: &'t str) -> Self {
-        Self { file, text, errors: Vec::new(), places: BTreeMap::new() }
+    /// Reads `text`, whose tables may have `keys`.
+    pub(crate) const fn new(file: &'t str, text: &'t str, keys: &'static [Key]) -> Self {
+        Self { file, text, keys, errors: Vec::new(), places: BTreeMap::new() }
     }
 
     /// The file as TOML, if it is that.
-    pub(super) fn document(&mut self) -> Option<DeTable<'t>> {
+    pub(crate) fn document(&mut self) -> Option<DeTable<'t>> {
         let (table, errors) = DeTable::parse_recoverable(self.text);
         for error in &errors {
             let message = format!("not TOML: {}", error.message().replace('\n', " "));
@@ -40,7 +42,7 @@ impl<'t> Reader<'t> {
     }
 
     /// All errors, from the top of the file to its end.
-    pub(super) fn finish(mut self) -> Vec<PolicyFileError> {
+    pub(crate) fn finish(mut self) -> Vec<PolicyFileError> {
         self.errors.sort();
         self.errors.dedup();
         let located = |(offset, message): &(usize, String)| {
@@ -54,17 +56,17 @@ impl<'t> Reader<'t> {
         self.errors.iter().map(located).collect()
     }
 
-    pub(super) fn error(&mut self, offset: usize, message: &str) {
+    pub(crate) fn error(&mut self, offset: usize, message: &str) {
         self.errors.push((offset, message.to_owned()));
     }
 
     /// How many errors there are so far.
-    pub(super) const fn count(&self) -> usize {
+    pub(crate) const fn count(&self) -> usize {
         self.errors.len()
     }
 
     /// Something wrong with what was read, at the value or the nearest table that holds it.
-    pub(super) fn problem(&mut self, path: &str, message: &str) {
+    pub(crate) fn problem(&mut self, path: &str, message: &str) {
         let mut place = path;
         let offset = loop {
             match (self.places.get(place), place.rsplit_once('.')) {
@@ -82,13 +84,13 @@ impl<'t> Reader<'t> {
     }
 
     /// The values of a table of `kind`, as the table of keys has it, by name. Names that no key has are errors.
-    pub(super) fn fields<'v>(
+    pub(crate) fn fields<'v>(
         &mut self,
         path: &str,
         kind: &str,
         value: &'v Value<'v>,
     ) -> Option<BTreeMap<&'v str, &'v Value<'v>>> {
-        let names = known(kind);
+        let names = known(self.keys, kind);
         let mut fields = BTreeMap::new();
         for (name, value) in self.table(path, value)? {
             let path = format!("{path}.{}", name.get_ref());
@@ -114,13 +116,13 @@ impl<'t> Reader<'t> {
     }
 
     /// A table of names that the operator chose.
-    pub(super) fn entries<'v>(&mut self, path: &str, value: &'v Value<'v>) -> Vec<(Name<'v>, &'v Value<'v>)> {
+    pub(crate) fn entries<'v>(&mut self, path: &str, value: &'v Value<'v>) -> Vec<(Name<'v>, &'v Value<'v>)> {
         let table = self.table(path, value);
         table.into_iter().flatten().map(|(name, value)| (name.clone(), value)).collect()
     }
 
     /// A name that must be of a kind.
-    pub(super) fn parsed<T: FromStr<Err: fmt::Display>>(&mut self, path: &str, name: &Name<'_>) -> Option<T> {
+    pub(crate) fn parsed<T: FromStr<Err: fmt::Display>>(&mut self, path: &str, name: &Name<'_>) -> Option<T> {
         name.get_ref()
             .parse()
             .map_err(|error| self.error(name.span().start, &format!("{path}: {error}")))
@@ -128,7 +130,7 @@ impl<'t> Reader<'t> {
     }
 
     /// A table of one kind of names and one kind of values.
-    pub(super) fn map<K: FromStr<Err: fmt::Display> + Ord, V>(
+    pub(crate) fn map<K: FromStr<Err: fmt::Display> + Ord, V>(
         &mut self,
         path: &str,
         value: &Value<'_>,
@@ -146,7 +148,7 @@ impl<'t> Reader<'t> {
     }
 
     /// An array's values, each with its path.
-    pub(super) fn list<'v>(&mut self, path: &str, value: &'v Value<'v>) -> Vec<(String, &'v Value<'v>)> {
+    pub(crate) fn list<'v>(&mut self, path: &str, value: &'v Value<'v>) -> Vec<(String, &'v Value<'v>)> {
         let DeValue::Array(array) = value.get_ref() else {
             self.expected::<()>(path, value, "an array");
             return Vec::new();
@@ -158,7 +160,7 @@ impl<'t> Reader<'t> {
     }
 
     /// An array of names.
-    pub(super) fn names<T: FromStr<Err: fmt::Display>>(&mut self, path: &str, value: &Value<'_>) -> Vec<T> {
+    pub(crate) fn names<T: FromStr<Err: fmt::Display>>(&mut self, path: &str, value: &Value<'_>) -> Vec<T> {
         let mut names = Vec::new();
         for (path, value) in self.list(path, value) {
             let Some(text) = self.string(&path, value) else { continue };
@@ -170,7 +172,7 @@ impl<'t> Reader<'t> {
         names
     }
 
-    pub(super) fn string<'v>(&mut self, path: &str, value: &'v Value<'_>) -> Option<&'v str> {
+    pub(crate) fn string<'v>(&mut self, path: &str, value: &'v Value<'_>) -> Option<&'v str> {
         match value.get_ref() {
             DeValue::String(text) => Some(text),
             _ => self.expected(path, value, "a string"),
@@ -178,7 +180,7 @@ impl<'t> Reader<'t> {
     }
 
     /// One of some words.
-    pub(super) fn word<T>(
+    pub(crate) fn word<T>(
         &mut self,
         path: &str,
         value: &Value<'_>,
@@ -192,12 +194,12 @@ impl<'t> Reader<'t> {
         found.or_else(|| self.expected(path, value, expected))
     }
 
-    pub(super) fn number<T: TryFrom<i64> + Bounds>(&mut self, path: &str, value: &Value<'_>) -> Option<T> {
+    pub(crate) fn number<T: TryFrom<i64> + Bounds>(&mut self, path: &str, value: &Value<'_>) -> Option<T> {
         let number = integer(value).and_then(|number| T::try_from(number).ok());
         number.or_else(|| self.expected(path, value, T::BOUNDS))
     }
 
-    pub(super) fn limit(&mut self, path: &str, value: &Value<'_>) -> Option<Limit> {
+    pub(crate) fn limit(&mut self, path: &str, value: &Value<'_>) -> Option<Limit> {
         let percent = |text: &str| {
             let digits = text.strip_suffix('%')?;
             digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok())?
@@ -211,11 +213,11 @@ impl<'t> Reader<'t> {
         })
     }
 
-    pub(super) fn duration(&mut self, path: &str, value: &Value<'_>) -> Option<u32> {
+    pub(crate) fn duration(&mut self, path: &str, value: &Value<'_>) -> Option<u32> {
         self.word(path, value, "a duration as in \"90s\", \"10m\" or \"1h30m\"", duration)
     }
 
-    pub(super) fn time(&mut self, path: &str, value: &Value<'_>) -> Option<Time> {
+    pub(crate) fn time(&mut self, path: &str, value: &Value<'_>) -> Option<Time> {
         let time = match value.get_ref() {
             DeValue::String(text) => time(text),
             // TOML's own time of day, without quotes.
@@ -224,10 +226,83 @@ impl<'t> Reader<'t> {
         };
         time.or_else(|| self.expected(path, value, "a time of day from \"00:00\" to \"23:59\""))
     }
+
+    /// A value that must be there.
+    pub(crate) fn required<'a>(
+        &mut self,
+        path: &str,
+        value: &Value<'_>,
+        fields: &BTreeMap<&str, &'a Value<'a>>,
+        name: &str,
+    ) -> Option<&'a Value<'a>> {
+        let found = fields.get(name).copied();
+        if found.is_none() {
+            self.error(value.span().start, &format!("{path}: expected the key {name}, found none"));
+        }
+        found
+    }
+
+    /// What `read` makes of a table, and what is wrong with that as a whole, if each value was right.
+    pub(crate) fn checked<T>(
+        &mut self,
+        path: &str,
+        read: impl FnOnce(&mut Self) -> Option<T>,
+        problems: impl FnOnce(&T) -> Vec<Problem>,
+    ) -> Option<T> {
+        let before = self.count();
+        let read = read(self)?;
+        if self.count() == before {
+            for Problem { key, message } in problems(&read) {
+                self.problem(&format!("{path}.{key}"), &message);
+            }
+        }
+        Some(read)
+    }
+
+    /// A window, a table of `kind`.
+    pub(crate) fn window(&mut self, path: &str, kind: &str, value: &Value<'_>) -> Option<Window> {
+        let fields = self.fields(path, kind, value)?;
+        let days = fields.get("days").map(|value| {
+            let expected = DAYS.map(|day| format!("{day:?}")).join(", ");
+            let days = self.list(&format!("{path}.days"), value);
+            if days.is_empty() {
+                self.error(
+                    value.span().start,
+                    &format!("{path}.days: expected a day, found none; leave the key out for every day"),
+                );
+            }
+            days.iter().filter_map(|(path, day)| self.word(path, day, &expected, day_named)).collect()
+        });
+        let start = self.required(path, value, &fields, "start");
+        let start = start.and_then(|value| self.time(&format!("{path}.start"), value));
+        let length_s = match (fields.get("end"), fields.get("length")) {
+            (Some(end), None) => {
+                self.time(&format!("{path}.end"), end).zip(start).and_then(|(closes, start)| {
+                    let length_s = until(start, closes);
+                    if length_s.is_none() {
+                        let message =
+                            "expected another time than start; for a whole day write length = \"24h\"";
+                        self.error(end.span().start, &format!("{path}.end: {message}"));
+                    }
+                    length_s
+                })
+            }
+            (None, Some(length)) => self.duration(&format!("{path}.length"), length),
+            (end, _) => {
+                let found = if end.is_some() { "both" } else { "neither" };
+                self.error(
+                    value.span().start,
+                    &format!("{path}: expected either end or length, found {found}"),
+                );
+                None
+            }
+        };
+        Some(Window { days: days.unwrap_or_default(), start: start?, length_s: length_s? })
+    }
 }
 
 /// The whole numbers that a type holds, in words.
-pub(super) trait Bounds {
+pub(crate) trait Bounds {
     const BOUNDS: &str;
 }
 
@@ -260,6 +335,12 @@ fn duration(text: &str) -> Option<u32> {
         }
     }
     (rest.is_empty() && !text.is_empty()).then_some(total)
+}
+
+/// Seconds from one time of day to the next time that a clock shows the other; none for the same time.
+fn until(start: Time, end: Time) -> Option<u32> {
+    let seconds = end.duration_since(start).as_secs().rem_euclid(24 * 60 * 60);
+    u32::try_from(seconds).ok().filter(|seconds| *seconds > 0)
 }
 
 /// A time of day, with two digits each for hour and minute, and seconds if need be.
