@@ -37,6 +37,8 @@ pub mod payload;
 #[cfg(feature = "std")]
 pub mod policy_file;
 #[cfg(feature = "std")]
+pub mod rollout;
+#[cfg(feature = "std")]
 pub mod status;
 #[cfg(feature = "std")]
 pub mod version;

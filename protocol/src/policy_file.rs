@@ -2,9 +2,13 @@
 //!
 //! A file is TOML and read as a whole: all that is wrong with it is reported, each with its line and column.
 
+mod check;
+mod difference;
 pub(crate) mod print;
 mod read;
 
+pub(crate) use check::{problem, repeated, window_problems};
+pub(crate) use difference::difference;
 pub(crate) use read::{Reader, Value};
 
 use std::fmt;
@@ -41,10 +45,6 @@ pub struct Problem {
     pub key: String,
     /// What is allowed and what was found, in one line.
     pub message: String,
-}
-
-pub(crate) fn problem(key: impl Into<String>, message: impl Into<String>) -> Problem {
-    Problem { key: key.into(), message: message.into() }
 }
 
 /// Something wrong with a policy file, and where.

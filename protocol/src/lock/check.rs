@@ -2,14 +2,10 @@
 
 use super::policy::{Cap, Caps, Limit, Policy};
 use crate::id::Group;
-use crate::policy_file::{Problem, problem};
-use crate::window::Window;
-use std::collections::BTreeSet;
+use crate::policy_file::{Problem, problem, repeated, window_problems};
 
 /// The least time that a holder has to make ready, in seconds.
 const GRANTED_LEAST_S: u32 = 60;
-/// The longest window, in seconds: a week, after which it would open again.
-const WINDOW_MOST_S: u32 = 7 * 24 * 60 * 60;
 /// With fewer voting members than this no member can go down and leave a majority.
 const MEMBERS_LEAST: u32 = 3;
 
@@ -50,25 +46,15 @@ impl Policy {
     }
 
     fn windows_problems(&self) -> Vec<Problem> {
-        let mut problems = Vec::new();
-        let mut seen = BTreeSet::new();
+        let mut problems = window_problems("windows", &self.windows);
         for (at, window) in self.windows.iter().enumerate() {
             let key = format!("windows.{at}");
-            if window.length_s > WINDOW_MOST_S {
-                problems.push(problem(&key, "expected a window of at most 168h, a week, found a longer one"));
-            }
             if window.length_s <= self.reboot_takes_s {
                 let message = format!(
                     "expected a window longer than reboot_takes ({}s), found {}s: no reboot could ever begin in it",
                     self.reboot_takes_s, window.length_s
                 );
                 problems.push(problem(&key, message));
-            }
-            if repeated(&window.days).next().is_some() {
-                problems.push(problem(&key, "found a day twice; name each day once"));
-            }
-            if !seen.insert((days(window), window.start, window.length_s)) {
-                problems.push(problem(&key, "found the same window twice; remove one of them"));
             }
         }
         if self.time_zone().is_none() {
@@ -152,20 +138,6 @@ fn limit(key: &str, limit: Limit) -> Option<Problem> {
             Some(problem(key, "expected \"1%\" to \"100%\", found \"0%\"; to pause, write the number 0"))
         }
         Limit::Percent(more) => Some(problem(key, format!("expected \"1%\" to \"100%\", found \"{more}%\""))),
-    }
-}
-
-/// The places at which something stands that stood before.
-fn repeated<T: PartialEq>(list: &[T]) -> impl Iterator<Item = usize> {
-    (0..list.len()).filter(|at| list[..*at].contains(&list[*at]))
-}
-
-/// The days on which a window opens, in order; none named is all of them.
-fn days(window: &Window) -> BTreeSet<i8> {
-    if window.days.is_empty() {
-        (0..7).collect()
-    } else {
-        window.days.iter().map(|day| day.to_monday_zero_offset()).collect()
     }
 }
 

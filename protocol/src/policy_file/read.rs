@@ -2,8 +2,9 @@
 
 use super::{Key, PolicyFileError, Problem, known};
 use crate::lock::Limit;
+use crate::rollout::Share;
 use crate::window::{DAYS, Window, day_named};
-use jiff::civil::Time;
+use jiff::civil::{Date, Time};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -211,6 +212,31 @@ impl<'t> Reader<'t> {
         limit.or_else(|| {
             self.expected(path, value, "a number of nodes or a percentage from \"1%\" to \"100%\"")
         })
+    }
+
+    /// A share of nodes.
+    pub(crate) fn share(&mut self, path: &str, value: &Value<'_>) -> Option<Share> {
+        self.word(path, value, "a percentage from \"0%\" to \"100%\", with up to two decimals", |text| {
+            text.parse().ok()
+        })
+    }
+
+    pub(crate) fn flag(&mut self, path: &str, value: &Value<'_>) -> Option<bool> {
+        match value.get_ref() {
+            DeValue::Boolean(flag) => Some(*flag),
+            _ => self.expected(path, value, "true or false"),
+        }
+    }
+
+    /// A date.
+    pub(crate) fn date(&mut self, path: &str, value: &Value<'_>) -> Option<Date> {
+        let date = match value.get_ref() {
+            DeValue::String(text) => text.parse().ok(),
+            // TOML's own date, without quotes.
+            DeValue::Datetime(datetime) => datetime.to_string().parse().ok(),
+            _ => None,
+        };
+        date.or_else(|| self.expected(path, value, "a date as in \"2026-12-24\""))
     }
 
     pub(crate) fn duration(&mut self, path: &str, value: &Value<'_>) -> Option<u32> {

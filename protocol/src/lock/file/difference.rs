@@ -1,54 +1,15 @@
 //! What a new policy changes, for people who are about to set it, and for the audit log.
 
 use super::PolicyFile;
-
-/// The lines of a policy file below one table's header.
-type Table = (String, Vec<String>);
+use crate::policy_file::difference;
 
 impl PolicyFile {
     /// What changes from this to `after`, as lines of policy files: for each table that changes its header, the lines
     /// that go (`-`) and those that come (`+`). Nothing where both say the same.
     #[must_use]
     pub fn difference(&self, after: &Self) -> Vec<String> {
-        let (before, after) = (tables(self), tables(after));
-        let of = |all: &[Table], name: &str| {
-            all.iter().find(|(table, _)| table == name).map(|(_, lines)| lines.clone())
-        };
-        let come = after.iter().filter(|(name, _)| of(&before, name).is_none());
-        let mut changes = Vec::new();
-        for (name, _) in before.iter().chain(come) {
-            let (old, new) = (of(&before, name), of(&after, name));
-            let mark = match (&old, &new) {
-                (None, _) => '+',
-                (_, None) => '-',
-                _ => ' ',
-            };
-            let (old, new) = (old.unwrap_or_default(), new.unwrap_or_default());
-            let gone = old.iter().filter(|line| !new.contains(line)).map(|line| format!("- {line}"));
-            let come = new.iter().filter(|line| !old.contains(line)).map(|line| format!("+ {line}"));
-            let lines: Vec<String> = gone.chain(come).collect();
-            if mark != ' ' || !lines.is_empty() {
-                changes.push(format!("{mark} {name}"));
-                changes.extend(lines);
-            } else if old != new {
-                // The same lines in another order: of windows, say.
-                changes.push(format!("  {name} (in another order)"));
-            }
-        }
-        changes
+        difference(&self.to_string(), &after.to_string())
     }
-}
-
-/// A policy file by its tables.
-fn tables(file: &PolicyFile) -> Vec<Table> {
-    let mut tables: Vec<Table> = Vec::new();
-    for line in file.to_string().lines().map(str::trim_end).filter(|line| !line.is_empty()) {
-        match tables.last_mut() {
-            Some((_, lines)) if !line.starts_with('[') => lines.push(line.to_owned()),
-            _ => tables.push((line.to_owned(), Vec::new())),
-        }
-    }
-    tables
 }
 
 #[cfg(test)]

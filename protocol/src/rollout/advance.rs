@@ -1,0 +1,87 @@
+//! Step 4, channel: what time and results do to a rollout: it halts, or its next stage opens.
+
+use super::document::{Counts, Rollout, Stage, Stop};
+use super::share::Share;
+use jiff::{SignedDuration, Timestamp};
+
+/// What a stage waits for.
+struct Needs {
+    hold_s: u32,
+    confirmed: Share,
+    approve: bool,
+    /// At least one node must have confirmed the release, whether or not there are nodes that could.
+    proof: bool,
+}
+
+impl Needs {
+    fn of(rollout: &Rollout) -> Self {
+        match rollout.open() {
+            Stage::Canary(canary) => Self {
+                hold_s: canary.hold_s,
+                confirmed: canary.confirmed,
+                approve: canary.approve,
+                proof: true,
+            },
+            Stage::Wave(wave) => {
+                Self { hold_s: wave.hold_s, confirmed: wave.confirmed, approve: wave.approve, proof: false }
+            }
+        }
+    }
+}
+
+/// The rollout after the time that has passed and the results that have come in; none where they change nothing. At most
+/// one stage opens at a time.
+#[must_use]
+pub fn advance(rollout: &Rollout, counts: &Counts, now: Timestamp) -> Option<Rollout> {
+    if rollout.halted.is_some() {
+        return None;
+    }
+    if let Some(why) = too_many_failures(rollout, counts) {
+        let halted = Some(Stop { at: now, by: "server".to_owned(), why });
+        return Some(Rollout { halted, ..rollout.clone() });
+    }
+    let nobody_waits = counts.waiting == Some(0);
+    let proven = counts.stage.confirmed > 0 || (nobody_waits && !Needs::of(rollout).proof);
+    if !is_held_enough(rollout, counts, now) || !proven && !rollout.approved {
+        return None;
+    }
+    Some(Rollout { stage: rollout.stage + 1, stage_at: now, approved: false, ..rollout.clone() })
+}
+
+/// Whether [`advance`] can only tell with [`Counts::waiting`]: nothing else keeps the next stage from opening, but nobody has
+/// confirmed the release in this one. Counting those who wait goes through all nodes of the channel.
+#[must_use]
+pub fn wants_waiting(rollout: &Rollout, counts: &Counts, now: Timestamp) -> bool {
+    rollout.halted.is_none()
+        && counts.stage.confirmed == 0
+        && !Needs::of(rollout).proof
+        && is_held_enough(rollout, counts, now)
+}
+
+/// Whether time, the share of confirmed nodes and operators let the next stage open. An operator's approval stands for all
+/// that the stage waits for but a halt and a pause.
+fn is_held_enough(rollout: &Rollout, counts: &Counts, now: Timestamp) -> bool {
+    let needs = Needs::of(rollout);
+    if rollout.is_last_stage() || rollout.paused.is_some() {
+        return false;
+    }
+    if rollout.approved {
+        return true;
+    }
+    let held = now.duration_since(rollout.stage_at) >= SignedDuration::from_secs(needs.hold_s.into());
+    held && !needs.approve && needs.confirmed.is_reached_by(counts.stage.confirmed, counts.stage.granted)
+}
+
+fn too_many_failures(rollout: &Rollout, counts: &Counts) -> Option<String> {
+    let (halt, since) = (&rollout.policy.halt, &counts.since);
+    let (failures, ended) = (since.failures(), since.ended());
+    let by_number = halt.failures.is_some_and(|max| failures >= max);
+    let by_rate = failures >= halt.least_failures.max(1) && halt.failure_rate.is_reached_by(failures, ended);
+    (by_number || by_rate).then(|| {
+        let silent = match since.silent {
+            0 => String::new(),
+            silent => format!(", {silent} of them by falling silent in the reboot"),
+        };
+        format!("{failures} of {ended} nodes failed{silent}")
+    })
+}

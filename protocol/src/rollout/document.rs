@@ -1,0 +1,198 @@
+//! Step 4, channel: one rollout as a server keeps it, and what is counted about it.
+
+use super::policy::RolloutPolicy;
+use super::share::Share;
+use crate::id::{Channel, Group};
+use crate::version::Version;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// The rollout of a channel's release, and the policy for it and those that follow.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rollout {
+    /// The channel.
+    pub channel: Channel,
+    /// Counts the rollouts of this channel, from 1.
+    pub number: u64,
+    /// What it leads to.
+    pub version: Version,
+    /// When it began.
+    pub began_at: Timestamp,
+    /// How it goes.
+    pub policy: RolloutPolicy,
+    /// Which stage is open, from 0: the canary group if there is one, then the waves.
+    pub stage: u32,
+    /// Since when.
+    pub stage_at: Timestamp,
+    /// An operator approved that the stage after this one opens.
+    #[serde(default)]
+    pub approved: bool,
+    /// An operator paused it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused: Option<Stop>,
+    /// An operator paused it for single groups.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub paused_groups: BTreeMap<Group, Stop>,
+    /// Too many nodes failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub halted: Option<Stop>,
+    /// Nodes that failed before this time do not count for a halt any more: an operator resumed it.
+    pub counted_from: Timestamp,
+}
+
+/// Why nobody is let go any more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stop {
+    /// Since when.
+    pub at: Timestamp,
+    /// The name of the token, or `server`.
+    pub by: String,
+    /// For people.
+    pub why: String,
+}
+
+/// What is open in a rollout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage<'a> {
+    /// The canary group alone.
+    Canary(&'a super::policy::Canary),
+    /// The nodes up to the wave's share, and the canary group.
+    Wave(super::policy::Wave),
+}
+
+/// Nodes of one rollout, counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Under way, and let go lately.
+    pub used: Used,
+    /// Let go in the stage that is open.
+    pub stage: Ended,
+    /// Those that ended since [`Rollout::counted_from`], and those under way.
+    pub since: Ended,
+    /// Nodes that could go in this stage and were not let go yet, where [`super::wants_waiting`] asked for it.
+    pub waiting: Option<u32>,
+}
+
+/// How far limits are used up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Used {
+    /// Under way.
+    pub in_flight: u32,
+    /// Let go in the rate's interval that ends now.
+    pub recent: u32,
+    /// When the first of those was let go.
+    pub first_recent: Option<Timestamp>,
+}
+
+/// Nodes that were let go, by what came of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    /// Let go, in all.
+    pub granted: u32,
+    /// Confirmed the release.
+    pub confirmed: u32,
+    /// Came back without it, or could not install it.
+    pub failed: u32,
+    /// Fell silent in the reboot.
+    pub silent: u32,
+}
+
+impl Ended {
+    /// Failed or silent.
+    #[must_use]
+    pub const fn failures(&self) -> u32 {
+        self.failed.saturating_add(self.silent)
+    }
+
+    /// Whose update has ended, one way or another.
+    #[must_use]
+    pub const fn ended(&self) -> u32 {
+        self.confirmed.saturating_add(self.failures())
+    }
+}
+
+impl Rollout {
+    /// The rollout that begins when a channel is pointed at a release. Pauses of groups stay.
+    #[must_use]
+    pub fn begin(channel: Channel, version: Version, before: Option<&Self>, now: Timestamp) -> Self {
+        Self {
+            channel,
+            number: before.map_or(0, |before| before.number) + 1,
+            version,
+            began_at: now,
+            policy: before.map(|before| before.policy.clone()).unwrap_or_default(),
+            stage: 0,
+            stage_at: now,
+            approved: false,
+            paused: None,
+            paused_groups: before.map(|before| before.paused_groups.clone()).unwrap_or_default(),
+            halted: None,
+            counted_from: now,
+        }
+    }
+
+    /// The rollout of a release that a channel points at since before there were rollouts: its last stage is open.
+    #[must_use]
+    pub fn settled(channel: Channel, version: Version, now: Timestamp) -> Self {
+        Self::begin(channel, version, None, now)
+    }
+
+    /// How many stages there are, at least one.
+    #[must_use]
+    pub fn stages(&self) -> u32 {
+        let waves = u32::try_from(self.policy.waves.len()).unwrap_or(u32::MAX).max(1);
+        waves.saturating_add(u32::from(self.policy.canary.is_some()))
+    }
+
+    /// The stage that is open. A policy that has become shorter leaves the last one open.
+    #[must_use]
+    pub fn open(&self) -> Stage<'_> {
+        let stage = self.stage.min(self.stages() - 1);
+        let wave = match &self.policy.canary {
+            Some(canary) if stage == 0 => return Stage::Canary(canary),
+            Some(_) => stage - 1,
+            None => stage,
+        };
+        let wave = usize::try_from(wave).ok().and_then(|wave| self.policy.waves.get(wave));
+        Stage::Wave(wave.copied().unwrap_or(super::policy::Wave::DEFAULT))
+    }
+
+    /// Whether the last stage is open: nobody waits for another one.
+    #[must_use]
+    pub fn is_last_stage(&self) -> bool {
+        self.stage + 1 >= self.stages()
+    }
+
+    /// The share of nodes that may go as far as stages are concerned.
+    #[must_use]
+    pub fn share(&self) -> Share {
+        match self.open() {
+            Stage::Canary(_) => Share::NONE,
+            Stage::Wave(wave) => wave.share,
+        }
+    }
+
+    /// Sets the policy. The stage that is open stays open where the new policy has it; a share that was let go is not taken
+    /// back from nodes that have been.
+    #[must_use]
+    pub fn with_policy(&self, policy: RolloutPolicy, now: Timestamp) -> Self {
+        let mut next = Self { policy, approved: false, ..self.clone() };
+        if next.policy.canary.is_some() != self.policy.canary.is_some()
+            || next.policy.waves != self.policy.waves
+        {
+            // The same share as before, or the next smaller one: a new policy opens nothing.
+            let open = self.share();
+            let first = u32::from(next.policy.canary.is_some());
+            let smaller = next.policy.waves.iter().filter(|wave| wave.share <= open).count();
+            let smaller = u32::try_from(smaller).unwrap_or(u32::MAX);
+            next.stage = match smaller {
+                0 if next.policy.waves.is_empty() && open == Share::ALL => first,
+                0 => 0,
+                _ => first + smaller - 1,
+            };
+            next.stage_at = now;
+        }
+        next
+    }
+}

@@ -1,0 +1,159 @@
+//! Step 4, channel: a node's leave to go to a release, and what became of it.
+
+use super::policy::RolloutPolicy;
+use crate::status::StateName;
+use crate::version::Version;
+use crate::wire::EventKind;
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
+
+/// One node's leave to go to one version in one rollout.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grant {
+    /// Which version: the rollout's, or one to pass through on the way.
+    pub version: Version,
+    /// When it was given, the last time.
+    pub granted_at: Timestamp,
+    /// What became of it.
+    pub phase: GrantPhase,
+    /// Since when.
+    pub phase_at: Timestamp,
+}
+
+/// What became of a grant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GrantPhase {
+    /// Given: the node downloads, writes, verifies, or waits for its window.
+    Granted,
+    /// The node's next boot is switched to the release.
+    Activated,
+    /// The node is about to reboot, or does.
+    Rebooting,
+    /// The node runs it and has proved its health.
+    Confirmed,
+    /// It could not be installed. The node may be let go again.
+    Failed,
+    /// The node came back without it and does not take it again.
+    RolledBack,
+    /// Nothing was heard of the node since it was about to reboot.
+    Silent,
+    /// Nothing was heard of the node for long, before it began to reboot.
+    Lost,
+}
+
+/// What was last heard of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Heard<'a> {
+    /// The version it ran.
+    pub version: &'a Version,
+    /// What it was doing.
+    pub state: StateName,
+    /// When.
+    pub at: Timestamp,
+}
+
+impl GrantPhase {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Granted,
+        Self::Activated,
+        Self::Rebooting,
+        Self::Confirmed,
+        Self::Failed,
+        Self::RolledBack,
+        Self::Silent,
+        Self::Lost,
+    ];
+
+    /// The name as it is written.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Granted => "granted",
+            Self::Activated => "activated",
+            Self::Rebooting => "rebooting",
+            Self::Confirmed => "confirmed",
+            Self::Failed => "failed",
+            Self::RolledBack => "rolled-back",
+            Self::Silent => "silent",
+            Self::Lost => "lost",
+        }
+    }
+
+    /// Whether the node is under way, so that its grant counts for limits.
+    #[must_use]
+    pub const fn is_open(self) -> bool {
+        matches!(self, Self::Granted | Self::Activated | Self::Rebooting)
+    }
+
+    /// What an event of the node about the grant's version makes of it; none where it changes nothing. A node that was given
+    /// up and is heard again counts as what it says now, and only a new grant lets it be under way again.
+    #[must_use]
+    pub fn after(self, event: EventKind) -> Option<Self> {
+        let next = match event {
+            EventKind::Confirmed => Self::Confirmed,
+            // What arrives late about an earlier try does not take back that it runs.
+            _ if self == Self::Confirmed => return None,
+            EventKind::RolledBack => Self::RolledBack,
+            EventKind::Failed | EventKind::Refused if self != Self::RolledBack => Self::Failed,
+            EventKind::Activated if self == Self::Granted => Self::Activated,
+            EventKind::Rebooting if self.is_open() => Self::Rebooting,
+            _ => return None,
+        };
+        (next != self).then_some(next)
+    }
+}
+
+impl Grant {
+    /// What the last word of the node, and the time since then, make of the grant; none where they change nothing.
+    #[must_use]
+    pub fn seen(
+        &self,
+        heard: Option<&Heard<'_>>,
+        policy: &RolloutPolicy,
+        now: Timestamp,
+    ) -> Option<GrantPhase> {
+        let later = heard.filter(|heard| heard.at > self.granted_at);
+        if later.is_some_and(|heard| *heard.version == self.version && heard.state != StateName::Confirming) {
+            return (self.phase != GrantPhase::Confirmed && self.phase != GrantPhase::RolledBack)
+                .then_some(GrantPhase::Confirmed);
+        }
+        if !self.phase.is_open() {
+            return None;
+        }
+        let last_word = later.map_or(self.phase_at, |heard| heard.at.max(self.phase_at));
+        let quiet = now.duration_since(last_word);
+        let patience = |seconds: u32| SignedDuration::from_secs(seconds.into());
+        match self.phase {
+            GrantPhase::Rebooting => (quiet >= patience(policy.silent_after_s)).then_some(GrantPhase::Silent),
+            // Any reboot of it would have begun the release.
+            GrantPhase::Activated => (quiet >= patience(policy.lost_after_s)).then_some(GrantPhase::Silent),
+            _ => (quiet >= patience(policy.lost_after_s)).then_some(GrantPhase::Lost),
+        }
+    }
+}
+
+impl fmt::Display for GrantPhase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// Text that names no phase.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a phase of a grant: {0:?}")]
+pub struct InvalidPhase(String);
+
+impl FromStr for GrantPhase {
+    type Err = InvalidPhase;
+
+    fn from_str(text: &str) -> Result<Self, InvalidPhase> {
+        Self::ALL
+            .into_iter()
+            .find(|phase| phase.as_str() == text)
+            .ok_or_else(|| InvalidPhase(text.chars().take(80).collect()))
+    }
+}
