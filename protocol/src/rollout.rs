@@ -16,10 +16,11 @@ mod grant;
 mod policy;
 mod reason;
 mod share;
+pub mod simulate;
 #[cfg(test)]
 mod tests;
 
-pub use advance::{advance, wants_waiting};
+pub use advance::{advance, next_stage, wants_waiting};
 pub use decide::{Asked, decide, decide_granted};
 pub use document::{Counts, Ended, Rollout, Stage, Stop, Used};
 pub use file::{ROLLOUT_KEYS, RolloutFile};

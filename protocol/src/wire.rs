@@ -17,7 +17,14 @@
 //! | `GET /api/v1/channels` | | [`ChannelList`] |
 //! | `PUT /api/v1/channels/<channel>` | [`ChannelSet`] | [`ChannelInfo`] |
 //! | `POST /api/v1/channels/<channel>/promote` | [`ChannelPromote`] | [`ChannelInfo`] |
+//! | `GET /api/v1/rollouts` | | [`RolloutList`] |
+//! | `GET /api/v1/rollouts/<channel>` | | [`RolloutInfo`] |
+//! | `POST /api/v1/rollouts/<channel>/pause`, `/resume`, `/approve` | [`RolloutAct`] | [`RolloutInfo`] |
+//! | `POST /api/v1/rollouts/<channel>/simulate` | [`SimulationRequest`] | [`SimulationReport`] |
+//! | `GET /api/v1/rollout-policy` | | [`RolloutPolicies`] |
+//! | `PUT /api/v1/rollout-policy` | [`RolloutPolicySet`] | [`RolloutPolicies`] |
 //! | `GET /api/v1/nodes` | | [`NodeList`] |
+//! | `GET /api/v1/nodes/<node>/explain` | | [`NodeExplain`] |
 //! | `GET /api/v1/nodes/<node>` | | [`NodeShow`] |
 //! | `GET /api/v1/audit` | | [`AuditLog`] |
 //! | `POST /v2/lock/<group>` | [`LockCommand`] | [`LockAnswer`] |
@@ -45,6 +52,7 @@ use serde::{Deserialize, Serialize};
 
 mod credential;
 mod lock;
+mod rollout;
 #[cfg(test)]
 mod tests;
 
@@ -52,6 +60,11 @@ pub use credential::{InvalidCredential, NodeCredential};
 pub use lock::{
     FleetLockBody, FleetLockClient, FleetLockError, LOCK_BODY_MAX, LockAnswer, LockCommand, LockImport,
     LockInfo, LockList, LockPolicies, LockPolicySet, LockReasons, LockRelease, LockView, NodeRemove,
+};
+
+pub use rollout::{
+    NodeExplain, RolloutAct, RolloutCounts, RolloutInfo, RolloutList, RolloutPolicies, RolloutPolicySet,
+    SimulationPoint, SimulationReport, SimulationRequest,
 };
 
 /// The schema number of the documents here.
@@ -88,6 +101,9 @@ pub struct UpdateCheck {
     /// Whether a person asked for this check.
     #[serde(default)]
     pub interactive: bool,
+    /// The versions that the node does not take, because they failed there. An older engine does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quarantine: Option<Vec<Version>>,
 }
 
 /// The server's answer: it says when, the signed metadata says what.
@@ -251,6 +267,9 @@ pub struct ChannelSet {
     pub schema: u32,
     /// The release its nodes go to.
     pub version: Version,
+    /// Do it although some of the channel's nodes have no way to that release.
+    #[serde(default)]
+    pub leave_behind: bool,
 }
 
 /// Points a channel at what another one points at.
@@ -260,6 +279,12 @@ pub struct ChannelPromote {
     pub schema: u32,
     /// The channel to take the release from.
     pub from: Channel,
+    /// Do it although some of the channel's nodes have no way to that release.
+    #[serde(default)]
+    pub leave_behind: bool,
+    /// Why it is done although the policy's gate is closed, if it is to be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub despite_gate: Option<String>,
 }
 
 /// The channels of a server.

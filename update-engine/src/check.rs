@@ -58,6 +58,7 @@ impl Checker {
             boot_id: context.facts.boot_id.clone(),
             state: context.state,
             interactive,
+            quarantine: Some(context.quarantine.clone()),
         };
         let answer = self.client.update_check(&question).await.map_err(|error| network_failure(&error))?;
         let retry_after_s = answer.retry_after_s;

@@ -30,6 +30,8 @@ pub struct Context {
     pub running: Version,
     /// The newest version confirmed.
     pub newest_confirmed: Option<Version>,
+    /// The versions that this node does not take, because they failed here.
+    pub quarantine: Vec<Version>,
     /// What the status said before this operation.
     pub state: StateName,
 }
@@ -38,7 +40,8 @@ impl Context {
     /// What the machine's state says before an operation starts.
     #[must_use]
     pub fn new(facts: Facts, running: Version, record: &Record, state: StateName) -> Self {
-        Self { facts, running, newest_confirmed: record.newest_confirmed.clone(), state }
+        let quarantine = record.quarantine.iter().map(|entry| entry.version.clone()).collect();
+        Self { facts, running, newest_confirmed: record.newest_confirmed.clone(), quarantine, state }
     }
 }
 

@@ -9,6 +9,7 @@
 //! | [`auth`] | tokens and roles |
 //! | [`repository`] | the TUF repository: checks what is pushed, publishes it whole, renews what expires |
 //! | [`decision`] | whether a node should update, and to what; pure |
+//! | [`rollouts`] | which node may go to it now: grants counted and written in one change, halts, stages |
 //! | [`locks`] | the reboot locks: each command applied and written by compare-and-swap |
 //! | [`policies`] | the locks' policies as a whole, and nodes that are gone for good |
 //! | [`credentials`] | whether a node is who it says |
@@ -28,6 +29,7 @@ pub mod locks;
 pub mod payloads;
 pub mod policies;
 pub mod repository;
+pub mod rollouts;
 pub mod routes;
 pub mod server;
 pub mod store;

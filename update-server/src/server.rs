@@ -6,6 +6,7 @@ use crate::data_dir::DataDir;
 use crate::locks;
 use crate::payloads::PayloadFolder;
 use crate::repository::Repository;
+use crate::rollouts;
 use crate::routes;
 use crate::store::{Store, StoreError};
 use axum::Router;
@@ -21,6 +22,8 @@ use tokio::time::MissedTickBehavior;
 const RENEWAL: Duration = Duration::from_secs(60);
 /// How often signs of life are written, and on a shared database is looked for what other servers have published.
 const FLUSH: Duration = Duration::from_secs(1);
+/// How often rollouts are looked at: for nodes that fell silent, and stages that may open.
+const ROLLOUTS: Duration = Duration::from_secs(5);
 /// How long running transfers may go on after the server was told to end.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -75,6 +78,7 @@ impl App {
         };
         let app = Self { inner: Arc::new(inner) };
         locks::ensure_default(&app).await?;
+        rollouts::ensure(&app).await?;
         Ok(app)
     }
 
@@ -140,6 +144,13 @@ impl App {
         }
     }
 
+    /// Lets time pass in the rollouts. A failure is logged and tried again.
+    async fn tick_rollouts(&self) {
+        if let Err(error) = rollouts::tick(self).await {
+            tracing::error!(error = crate::error::chain(&error), "the rollouts were not looked at");
+        }
+    }
+
     async fn flush(&self) {
         if let Err(error) = self.checkins().flush(self.store()).await {
             tracing::error!(error = crate::error::chain(&error), "signs of life were not written");
@@ -199,8 +210,10 @@ impl App {
     async fn background(self, stopped: watch::Receiver<bool>) {
         let mut renewal = tokio::time::interval(RENEWAL);
         let mut flush = tokio::time::interval(FLUSH);
+        let mut advance = tokio::time::interval(ROLLOUTS);
         renewal.set_missed_tick_behavior(MissedTickBehavior::Delay);
         flush.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        advance.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 _ = renewal.tick() => {
@@ -211,6 +224,7 @@ impl App {
                     self.flush().await;
                     self.follow().await;
                 }
+                _ = advance.tick() => self.tick_rollouts().await,
                 () = ended(stopped.clone()) => return,
             }
         }

@@ -48,7 +48,12 @@ async fn a_release_reaches_the_nodes_of_its_channel() {
     let path = format!("/v1/payloads/{}", release.manifest.payloads[0].sha256);
     assert_eq!(node.get(&path).await.bytes().await.unwrap(), release.payload);
 
-    let promote = ChannelPromote { schema: SCHEMA, from: "alpha".parse().unwrap() };
+    let promote = ChannelPromote {
+        schema: SCHEMA,
+        from: "alpha".parse().unwrap(),
+        leave_behind: true,
+        despite_gate: None,
+    };
     let promoted = admin.send(Method::POST, "/api/v1/channels/beta/promote", &promote).await;
     assert_eq!(done::<ChannelInfo>(promoted).await.version.as_str(), "1.1.0");
     assert_eq!(node_sees(&node, &operator.root, "beta", server.now()).await.unwrap(), ["1.1.0"]);
@@ -72,7 +77,7 @@ async fn a_release_reaches_the_nodes_of_its_channel() {
             "channel.set"
         ]
     );
-    assert_eq!(log.entries[0].detail, "nothing -> 1.1.0 (promoted from alpha)");
+    assert_eq!(log.entries[0].detail, "nothing -> 1.1.0 (promoted from alpha), rollout 1");
     let page: AuditLog = admin.read("/api/v1/audit?before=3&limit=1").await;
     assert_eq!((page.entries.len(), page.entries[0].seq), (1, 2));
 }
@@ -352,7 +357,12 @@ async fn channels_need_a_release_and_a_root() {
     error(admin.set_channel("alpha", "1.0.9").await, StatusCode::NOT_FOUND).await;
     error(admin.set_channel("..", "1.1.0").await, StatusCode::NOT_FOUND).await;
     error(admin.set_channel("a%2Fb", "1.1.0").await, StatusCode::BAD_REQUEST).await;
-    let promote = ChannelPromote { schema: SCHEMA, from: "alpha".parse().unwrap() };
+    let promote = ChannelPromote {
+        schema: SCHEMA,
+        from: "alpha".parse().unwrap(),
+        leave_behind: true,
+        despite_gate: None,
+    };
     let refused = admin.send(Method::POST, "/api/v1/channels/beta/promote", &promote).await;
     error(refused, StatusCode::NOT_FOUND).await;
     assert!(admin.read::<ChannelList>("/api/v1/channels").await.channels.is_empty());

@@ -72,6 +72,37 @@ fn is_held_enough(rollout: &Rollout, counts: &Counts, now: Timestamp) -> bool {
     held && !needs.approve && needs.confirmed.is_reached_by(counts.stage.confirmed, counts.stage.granted)
 }
 
+/// What the next stage waits for, each in one line for people; nothing where the last one is open.
+#[must_use]
+pub fn next_stage(rollout: &Rollout, counts: &Counts, now: Timestamp) -> Vec<String> {
+    if rollout.is_last_stage() {
+        return Vec::new();
+    }
+    let needs = Needs::of(rollout);
+    let mut waits = Vec::new();
+    if rollout.halted.is_some() || rollout.paused.is_some() {
+        waits.push(format!("an operator: updatectl rollout resume {}", rollout.channel));
+    }
+    if rollout.approved {
+        return waits;
+    }
+    if needs.approve {
+        waits.push(format!("an operator's approval: updatectl rollout approve {}", rollout.channel));
+    }
+    let over = rollout.stage_at.checked_add(SignedDuration::from_secs(needs.hold_s.into()));
+    if let Some(over) = over.ok().filter(|over| *over > now) {
+        waits.push(format!("its hold, until {over:.0}"));
+    }
+    let (confirmed, granted) = (counts.stage.confirmed, counts.stage.granted);
+    if !needs.confirmed.is_reached_by(confirmed, granted) {
+        let share = needs.confirmed;
+        waits.push(format!("confirmations: {confirmed} of {granted} let go in this stage, and {share} must"));
+    } else if confirmed == 0 && (needs.proof || counts.waiting != Some(0)) {
+        waits.push("a first node of this stage that confirms the release".to_owned());
+    }
+    waits
+}
+
 fn too_many_failures(rollout: &Rollout, counts: &Counts) -> Option<String> {
     let (halt, since) = (&rollout.policy.halt, &counts.since);
     let (failures, ended) = (since.failures(), since.ended());

@@ -115,13 +115,19 @@ impl Ended {
 impl Rollout {
     /// The rollout that begins when a channel is pointed at a release. Pauses of groups stay.
     #[must_use]
-    pub fn begin(channel: Channel, version: Version, before: Option<&Self>, now: Timestamp) -> Self {
+    pub fn begin(
+        channel: Channel,
+        version: Version,
+        policy: RolloutPolicy,
+        before: Option<&Self>,
+        now: Timestamp,
+    ) -> Self {
         Self {
             channel,
             number: before.map_or(0, |before| before.number) + 1,
             version,
             began_at: now,
-            policy: before.map(|before| before.policy.clone()).unwrap_or_default(),
+            policy,
             stage: 0,
             stage_at: now,
             approved: false,
@@ -130,12 +136,6 @@ impl Rollout {
             halted: None,
             counted_from: now,
         }
-    }
-
-    /// The rollout of a release that a channel points at since before there were rollouts: its last stage is open.
-    #[must_use]
-    pub fn settled(channel: Channel, version: Version, now: Timestamp) -> Self {
-        Self::begin(channel, version, None, now)
     }
 
     /// How many stages there are, at least one.

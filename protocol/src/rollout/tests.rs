@@ -25,8 +25,7 @@ fn policy(text: &str) -> RolloutPolicy {
 }
 
 fn rollout(text: &str) -> Rollout {
-    let begun = Rollout::begin("stable".parse().unwrap(), "1.1.0".parse().unwrap(), None, start());
-    Rollout { policy: policy(text), ..begun }
+    Rollout::begin("stable".parse().unwrap(), "1.1.0".parse().unwrap(), policy(text), None, start())
 }
 
 const WAVES: &str =

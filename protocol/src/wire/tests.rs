@@ -104,6 +104,7 @@ document!(
         boot_id: "3f0c8a3e-1111-4222-8333-444455556666".parse().unwrap(),
         state: StateName::Checking,
         interactive: true,
+        quarantine: None,
     }
 );
 document!(
@@ -155,8 +156,11 @@ document!(
         }],
     }
 );
-document!(channel_set, ChannelSet { schema: SCHEMA, version: version("1.1.0") });
-document!(channel_promote, ChannelPromote { schema: SCHEMA, from: channel("alpha") });
+document!(channel_set, ChannelSet { schema: SCHEMA, version: version("1.1.0"), leave_behind: false });
+document!(
+    channel_promote,
+    ChannelPromote { schema: SCHEMA, from: channel("alpha"), leave_behind: false, despite_gate: None }
+);
 document!(channel_list, ChannelList { schema: SCHEMA, channels: vec![channel_info()] });
 document!(node_list, NodeList { schema: SCHEMA, nodes: vec![node_info()] });
 document!(node_show, NodeShow { schema: SCHEMA, node: node_info(), events: vec![event()] });

@@ -381,6 +381,7 @@ async fn an_answer_of_another_schema_is_refused() {
         boot_id: "b".parse().unwrap(),
         state: protocol::status::StateName::Idle,
         interactive: false,
+        quarantine: None,
     };
     let error = client(&server, limits()).update_check(&check).await.unwrap_err();
     assert!(matches!(error, NetworkError::Schema { expected: 1, found: 2, .. }), "{}", line(&error));

@@ -21,6 +21,9 @@ pub enum ChannelCommand {
         channel: Channel,
         /// The release its nodes go to.
         version: Version,
+        /// Do it although some of the channel's nodes have no way to that release.
+        #[arg(long)]
+        leave_behind: bool,
     },
     /// Point a channel at what another one points at.
     Promote {
@@ -28,6 +31,12 @@ pub enum ChannelCommand {
         from: Channel,
         /// The channel to point at it.
         to: Channel,
+        /// Do it although some of the channel's nodes have no way to that release.
+        #[arg(long)]
+        leave_behind: bool,
+        /// Do it although the policy's promotion gate is closed, and say why.
+        #[arg(long, value_name = "WHY")]
+        despite_gate: Option<String>,
     },
 }
 
@@ -39,15 +48,15 @@ pub(super) async fn run(command: ChannelCommand, client: &Client, json: bool) ->
             print(&list, json)?;
             Ok(Exit::Done)
         }
-        ChannelCommand::Set { channel, version } => {
+        ChannelCommand::Set { channel, version, leave_behind } => {
             let path = format!("api/v1/channels/{channel}");
-            let body = ChannelSet { schema: SCHEMA, version: version.clone() };
+            let body = ChannelSet { schema: SCHEMA, version: version.clone(), leave_behind };
             change(client, Method::PUT, &path, &body, find(&channel), Some(&version), json).await
         }
-        ChannelCommand::Promote { from, to } => {
+        ChannelCommand::Promote { from, to, leave_behind, despite_gate } => {
             let path = format!("api/v1/channels/{to}/promote");
             let version = find(&from).map(|info| info.version.clone());
-            let body = ChannelPromote { schema: SCHEMA, from };
+            let body = ChannelPromote { schema: SCHEMA, from, leave_behind, despite_gate };
             change(client, Method::POST, &path, &body, find(&to), version.as_ref(), json).await
         }
     }

@@ -4,11 +4,13 @@
 //! channels, snapshot and timestamp metadata that the server signs for them. So at every point, a crash included, the
 //! timestamp names a snapshot that exists, and that snapshot names files that exist.
 
+pub mod paths;
 mod push;
 mod seal;
 
 use crate::decision::{self, Candidate};
 use crate::payloads::PayloadFolder;
+use crate::rollouts;
 use crate::store::audit::{self, Change};
 use crate::store::releases::Release;
 use crate::store::{Connection, Store, StoreError, channels, documents, releases};
@@ -90,6 +92,19 @@ fn published(releases: &[Release], channels: &[ChannelInfo]) -> decision::Publis
     }
 }
 
+/// Who wants a channel to be pointed at a release, and how much they want it.
+#[derive(Clone, Copy, Debug)]
+pub struct Wish<'a> {
+    /// The name of the token.
+    pub actor: &'a str,
+    /// The channel that it is promoted from, if it is.
+    pub from: Option<&'a Channel>,
+    /// Although nodes have no way to it.
+    pub leave_behind: bool,
+    /// Although the promotion gate is closed: why.
+    pub despite_gate: Option<&'a str>,
+}
+
 /// The repository.
 #[derive(Debug)]
 pub struct Repository {
@@ -147,7 +162,7 @@ impl Repository {
         self.reload().await
     }
 
-    /// Points a channel at a release. `detail` says for the audit log where the wish came from.
+    /// Points a channel at a release: a rollout of it begins.
     ///
     /// # Errors
     /// [`PublishError`]; then nothing has changed.
@@ -155,8 +170,7 @@ impl Repository {
         &self,
         channel: &Channel,
         version: &Version,
-        actor: &str,
-        detail: &str,
+        wish: Wish<'_>,
         now: Timestamp,
     ) -> Result<ChannelInfo, PublishError> {
         let _turn = self.publishing.lock().await;
@@ -172,10 +186,23 @@ impl Repository {
                 held(&releases)
             )));
         }
-        channels::set(&mut change, channel, version, now, actor).await?;
+        let mut notes = self.check_gate(&mut change, channel, version, wish, now).await?;
+        let mut all = channels::list(&mut change).await?;
+        all.retain(|other| other.channel != *channel);
+        let mut next = published(&releases, &all);
+        next.channels.insert(channel.clone(), version.clone());
+        if let Some(left) = paths::left_behind(&mut change, &next, channel, now).await? {
+            if !wish.leave_behind {
+                return Err(PublishError::Conflict(left));
+            }
+            notes.push_str("; nodes are left behind");
+        }
+        channels::set(&mut change, channel, version, now, wish.actor).await?;
+        let number = rollouts::begin(&mut change, channel, version, now).await?;
         let from = before.map_or_else(|| "nothing".to_owned(), |before| before.version.to_string());
-        let detail = format!("{from} -> {version}{detail}");
-        let entry = Change { actor, action: "channel.set", subject: channel.as_str(), detail: &detail };
+        let detail = format!("{from} -> {version}{notes}, rollout {number}");
+        let entry =
+            Change { actor: wish.actor, action: "channel.set", subject: channel.as_str(), detail: &detail };
         audit::record(&mut change, now, entry).await?;
         self.seal(&mut change, now).await?;
         change.commit().await.map_err(StoreError::from)?;
@@ -186,7 +213,26 @@ impl Repository {
         })
     }
 
-    /// Points a channel at the release that `from` points at.
+    /// Whether the release may be promoted to the channel, and what to note about it in the audit log.
+    async fn check_gate(
+        &self,
+        conn: &mut Connection,
+        channel: &Channel,
+        version: &Version,
+        wish: Wish<'_>,
+        now: Timestamp,
+    ) -> Result<String, PublishError> {
+        let Some(from) = wish.from else { return Ok(String::new()) };
+        match (paths::closed_gate(conn, from, channel, version, now).await?, wish.despite_gate) {
+            (None, _) => Ok(format!(" (promoted from {from})")),
+            (Some(closed), Some(why)) => Ok(format!(" (promoted from {from} although {closed}: {why})")),
+            (Some(closed), None) => Err(PublishError::Conflict(format!(
+                "the promotion gate of {channel} is closed: {closed}; wait, or promote with --despite-gate WHY"
+            ))),
+        }
+    }
+
+    /// Points a channel at the release that `wish.from` points at.
     ///
     /// # Errors
     /// [`PublishError`]; then nothing has changed.
@@ -194,7 +240,7 @@ impl Repository {
         &self,
         from: &Channel,
         to: &Channel,
-        actor: &str,
+        wish: Wish<'_>,
         now: Timestamp,
     ) -> Result<ChannelInfo, PublishError> {
         let version = self.view().published.channels.get(from).cloned().ok_or_else(|| {
@@ -202,7 +248,7 @@ impl Repository {
                 "the channel {from} points at no release: set it first with updatectl channel set {from} VERSION"
             ))
         })?;
-        self.set_channel(to, &version, actor, &format!(" (promoted from {from})"), now).await
+        self.set_channel(to, &version, Wish { from: Some(from), ..wish }, now).await
     }
 
     /// Signs timestamp, snapshot and channels metadata anew where half of their life is over, and warns in the log of

@@ -1,9 +1,10 @@
 //! Steps 3 and 4, metadata and channel: what operators ask and change. Every change is in the audit log, with the
 //! name of the token that made it.
 
-use super::{Segment, query, read_json};
+use super::{Segment, query, read_json, reason};
 use crate::auth::{Actor, Role};
 use crate::error::ApiError;
+use crate::repository::Wish;
 use crate::server::App;
 use crate::store::{audit as audit_log, nodes as node_store};
 use axum::Json;
@@ -79,8 +80,11 @@ pub(super) async fn set_channel(
 ) -> Result<Json<ChannelInfo>, ApiError> {
     actor.require(Role::Operator)?;
     let channel: Channel = segment.parse()?;
-    let ChannelSet { version, .. } = read_json(body, BODY_MAX).await?;
-    Ok(Json(app.repository().set_channel(&channel, &version, &actor.name, "", app.now()).await?))
+    let ChannelSet { version, leave_behind, .. } = read_json(body, BODY_MAX).await?;
+    // What nodes said last decides whether all have a way there.
+    app.checkins().flush(app.store()).await?;
+    let wish = Wish { actor: &actor.name, from: None, leave_behind, despite_gate: None };
+    Ok(Json(app.repository().set_channel(&channel, &version, wish, app.now()).await?))
 }
 
 /// `POST /api/v1/channels/<channel>/promote`.
@@ -92,8 +96,12 @@ pub(super) async fn promote(
 ) -> Result<Json<ChannelInfo>, ApiError> {
     actor.require(Role::Operator)?;
     let channel: Channel = segment.parse()?;
-    let ChannelPromote { from, .. } = read_json(body, BODY_MAX).await?;
-    Ok(Json(app.repository().promote(&from, &channel, &actor.name, app.now()).await?))
+    let ChannelPromote { from, leave_behind, despite_gate, .. } = read_json(body, BODY_MAX).await?;
+    despite_gate.as_deref().map_or(Ok(()), reason)?;
+    app.checkins().flush(app.store()).await?;
+    let despite_gate = despite_gate.as_deref();
+    let wish = Wish { actor: &actor.name, from: Some(&from), leave_behind, despite_gate };
+    Ok(Json(app.repository().promote(&from, &channel, wish, app.now()).await?))
 }
 
 fn rows(uri: &Uri) -> Result<u32, ApiError> {

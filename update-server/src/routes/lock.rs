@@ -1,6 +1,6 @@
 //! Step 9, permit: the reboot lock over HTTP, for nodes (v2) and for operators.
 
-use super::{Segment, read_json};
+use super::{Segment, read_json, reason};
 use crate::auth::{Actor, Role};
 use crate::credentials::Need;
 use crate::error::ApiError;
@@ -22,8 +22,6 @@ use protocol::wire::{
 
 /// The longest name of an etcd member that a node may give, in bytes.
 const MEMBER_MAX: usize = 256;
-/// The longest reason that an operator may give, in bytes.
-const WHY_MAX: usize = 256;
 
 impl From<LockFailure> for ApiError {
     fn from(error: LockFailure) -> Self {
@@ -128,14 +126,6 @@ pub(super) async fn show(
     app.checkins().flush(app.store()).await?;
     let found = locks::find(&mut *app.store().read().await?, &group, app.now()).await?;
     Ok(Json(info(&found.ok_or_else(|| unknown(&group))?)))
-}
-
-fn reason(why: &str) -> Result<(), ApiError> {
-    let valid = !why.trim().is_empty() && why.len() <= WHY_MAX && !why.contains(char::is_control);
-    if valid {
-        return Ok(());
-    }
-    Err(ApiError::Invalid(format!("why is not valid: expected a line of 1 to {WHY_MAX} bytes that says why")))
 }
 
 /// `POST /api/v1/locks/<group>/release`.

@@ -5,6 +5,7 @@ pub mod fleetlock;
 pub mod lock;
 pub mod node;
 pub mod payloads;
+pub mod rollouts;
 
 use crate::error::ApiError;
 use crate::server::App;
@@ -35,7 +36,15 @@ pub fn router(app: App) -> Router {
         .route("/api/v1/channels", get(admin::channels))
         .route("/api/v1/channels/{channel}", put(admin::set_channel))
         .route("/api/v1/channels/{channel}/promote", post(admin::promote))
+        .route("/api/v1/rollouts", get(rollouts::list))
+        .route("/api/v1/rollouts/{channel}", get(rollouts::show))
+        .route("/api/v1/rollouts/{channel}/pause", post(rollouts::pause))
+        .route("/api/v1/rollouts/{channel}/resume", post(rollouts::resume))
+        .route("/api/v1/rollouts/{channel}/approve", post(rollouts::approve))
+        .route("/api/v1/rollouts/{channel}/simulate", post(rollouts::simulate))
+        .route("/api/v1/rollout-policy", get(rollouts::policy).put(rollouts::set_policy))
         .route("/api/v1/nodes", get(admin::nodes))
+        .route("/api/v1/nodes/{node}/explain", get(rollouts::explain))
         .route("/api/v1/nodes/{node}", get(admin::node))
         .route("/api/v1/nodes/{node}/remove", post(lock::remove_node))
         .route("/api/v1/nodes/{node}/credential", delete(lock::reset_credential))
@@ -70,6 +79,18 @@ async fn elsewhere(State(app): State<App>, request: Request) -> Response {
         }
         None => ApiError::NotFound("there is nothing at this address".to_owned()).into_response(),
     }
+}
+
+/// The longest reason that an operator may give, in bytes.
+const WHY_MAX: usize = 256;
+
+/// Checks why an operator does something.
+fn reason(why: &str) -> Result<(), ApiError> {
+    let valid = !why.trim().is_empty() && why.len() <= WHY_MAX && !why.contains(char::is_control);
+    if valid {
+        return Ok(());
+    }
+    Err(ApiError::Invalid(format!("why is not valid: expected a line of 1 to {WHY_MAX} bytes that says why")))
 }
 
 /// A number or name of the query string, such as `limit` in `?limit=10`.

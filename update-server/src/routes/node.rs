@@ -5,6 +5,7 @@ use super::{Segment, read_json};
 use crate::credentials::Need;
 use crate::decision;
 use crate::error::ApiError;
+use crate::rollouts::{self, Candidate, acts};
 use crate::server::App;
 use crate::store::documents::{self, ServedFile};
 use crate::store::nodes;
@@ -15,7 +16,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use protocol::id::NodeId;
 use protocol::lock::ClientId;
-use protocol::wire::{BODY_MAX, EVIDENCE_MAX, Events, UpdateAnswer, UpdateCheck};
+use protocol::wire::{BODY_MAX, Decision, EVIDENCE_MAX, Events, UpdateAnswer, UpdateCheck};
 
 /// Metadata and target files with a version or digest in their name never change.
 pub(super) const IMMUTABLE: &str = "public, max-age=31536000, immutable";
@@ -39,7 +40,13 @@ pub(super) async fn update_check(
     let check: UpdateCheck = read_json(body, BODY_MAX).await?;
     itself(&app, &check.node, &headers).await?;
     let view = app.repository().view();
-    let answer = decision::decide(&view.published, &check.channel, &check.arch, &check.version);
+    let mut answer = decision::decide(&view.published, &check.channel, &check.arch, &check.version);
+    if let (Decision::Update, Some(version), Some(target)) =
+        (answer.decision, answer.version.clone(), view.published.channels.get(&check.channel))
+    {
+        let told = rollouts::ask(&app, &check.channel, target, &Candidate::new(&check, &version)).await?;
+        answer = acts::answer_of(answer, told, app.now());
+    }
     if app.checkins().add(check, app.now()) {
         app.checkins().flush(app.store()).await?;
     }
@@ -83,7 +90,8 @@ pub(super) async fn events(
     }
     itself(&app, &node, &headers).await?;
     let mut change = app.store().write().await?;
-    nodes::add_events(&mut change, &node, &events, app.now()).await?;
+    let new = nodes::add_events(&mut change, &node, &events, app.now()).await?;
+    rollouts::heard(&mut change, &node, &new, app.now()).await?;
     change.commit().await.map_err(ApiError::internal)?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -11,6 +11,7 @@ pub mod locks;
 pub mod nodes;
 mod place;
 pub mod releases;
+pub mod rollouts;
 pub mod tokens;
 
 pub use place::{DatabaseUrl, Place};

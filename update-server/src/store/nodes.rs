@@ -2,9 +2,10 @@
 
 use super::{Connection, StoreError, from_micros, parse, plain, to_micros, to_number};
 use jiff::Timestamp;
-use protocol::id::NodeId;
+use protocol::id::{Arch, Channel, Group, NodeId};
 use protocol::lock::ClientId;
 use protocol::status::StateName;
+use protocol::version::Version;
 use protocol::wire::{Event, NodeInfo, UpdateCheck};
 
 /// Records what a node said at a check. An older saying never replaces a newer one.
@@ -38,7 +39,7 @@ pub const EVENTS_KEPT: u32 = 1000;
 /// How many of them keep their evidence.
 pub const EVIDENCE_KEPT: u32 = 32;
 
-/// Stores events that are not stored yet, and forgets the oldest above [`EVENTS_KEPT`], and the oldest evidence above
+/// Stores events that are not stored yet, says which these were, and forgets the oldest above [`EVENTS_KEPT`], and the oldest evidence above
 /// [`EVIDENCE_KEPT`].
 ///
 /// # Errors
@@ -48,11 +49,12 @@ pub async fn add_events(
     node: &NodeId,
     events: &[Event],
     at: Timestamp,
-) -> Result<(), StoreError> {
+) -> Result<Vec<Event>, StoreError> {
+    let mut new = Vec::new();
     for event in events {
         let document = serde_json::to_string(&Event { evidence: String::new(), ..event.clone() })
             .map_err(|error| StoreError::Corrupt { what: "an event", found: error.to_string() })?;
-        sqlx::query(
+        let done = sqlx::query(
             "INSERT INTO event (node, seq, at, document, evidence, received_at) VALUES ($1, $2, $3, $4, $5, $6)
              ON CONFLICT (node, seq, at) DO NOTHING",
         )
@@ -64,6 +66,9 @@ pub async fn add_events(
         .bind(to_micros(at))
         .execute(&mut *conn)
         .await?;
+        if done.rows_affected() == 1 {
+            new.push(event.clone());
+        }
     }
     // What a node said long ago makes room, so that no node fills the disk.
     sqlx::query(
@@ -82,7 +87,7 @@ pub async fn add_events(
     .bind(i64::from(EVIDENCE_KEPT))
     .execute(&mut *conn)
     .await?;
-    Ok(())
+    Ok(new)
 }
 
 /// The last `limit` events of a node with their evidence, newest first.
@@ -118,7 +123,7 @@ struct Row {
 }
 
 /// A state as it is spelled in JSON and in the database.
-fn state_name(text: String) -> Result<StateName, StoreError> {
+pub(super) fn state_name(text: String) -> Result<StateName, StoreError> {
     serde_json::from_value(text.clone().into())
         .map_err(|_| StoreError::Corrupt { what: "a state", found: text })
 }
@@ -177,4 +182,75 @@ pub async fn find(conn: &mut Connection, node: &NodeId) -> Result<Option<NodeInf
     .fetch_optional(conn)
     .await?;
     row.map(info).transpose()
+}
+
+/// The nodes of a channel that were heard of since a time, counted by architecture and version.
+///
+/// # Errors
+/// [`StoreError`] where the database fails.
+pub async fn versions(
+    conn: &mut Connection,
+    channel: &Channel,
+    since: Timestamp,
+) -> Result<Vec<(Arch, Version, u32)>, StoreError> {
+    let rows: Vec<(String, String, i64)> = sqlx::query_as(
+        "SELECT arch, version, COUNT(*) FROM node WHERE channel = $1 AND last_seen >= $2
+         GROUP BY arch, version ORDER BY arch, version",
+    )
+    .bind(channel.as_str())
+    .bind(to_micros(since))
+    .fetch_all(conn)
+    .await?;
+    rows.into_iter()
+        .map(|(arch, version, nodes)| {
+            let nodes = u32::try_from(nodes).unwrap_or(u32::MAX);
+            Ok((parse("an architecture", arch)?, parse("a version", version)?, nodes))
+        })
+        .collect()
+}
+
+/// A node as far as a rollout is concerned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Its id.
+    pub node: NodeId,
+    /// Its group.
+    pub group: Group,
+    /// Its architecture.
+    pub arch: Arch,
+    /// The version it ran when last heard of.
+    pub version: Version,
+}
+
+/// The nodes of a channel that were heard of since a time, by id. With `without`, those alone that have no grant in that
+/// rollout of the channel.
+///
+/// # Errors
+/// [`StoreError`] where the database fails.
+pub async fn members(
+    conn: &mut Connection,
+    channel: &Channel,
+    since: Timestamp,
+    without: Option<u64>,
+) -> Result<Vec<Member>, StoreError> {
+    let rows: Vec<(String, String, String, String)> = sqlx::query_as(
+        "SELECT node, grp, arch, version FROM node WHERE channel = $1 AND last_seen >= $2
+         AND NOT EXISTS (SELECT 1 FROM rollout_grant AS g
+           WHERE g.channel = $1 AND g.number = $3 AND g.node = node.node) ORDER BY node",
+    )
+    .bind(channel.as_str())
+    .bind(to_micros(since))
+    .bind(without.map_or(-1, to_number))
+    .fetch_all(conn)
+    .await?;
+    rows.into_iter()
+        .map(|(node, group, arch, version)| {
+            Ok(Member {
+                node: parse("a node id", node)?,
+                group: parse("a group", group)?,
+                arch: parse("an architecture", arch)?,
+                version: parse("a version", version)?,
+            })
+        })
+        .collect()
 }

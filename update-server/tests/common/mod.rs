@@ -173,7 +173,8 @@ impl Client {
 
     /// Points a channel at a version.
     pub async fn set_channel(&self, channel: &str, version: &str) -> Response {
-        let body = wire::ChannelSet { schema: wire::SCHEMA, version: version.parse().unwrap() };
+        let body =
+            wire::ChannelSet { schema: wire::SCHEMA, version: version.parse().unwrap(), leave_behind: true };
         self.send(Method::PUT, &format!("/api/v1/channels/{channel}"), &body).await
     }
 
@@ -198,6 +199,7 @@ pub fn check(channel: &str, version: &str) -> wire::UpdateCheck {
         boot_id: "boot-1".parse().unwrap(),
         state: protocol::status::StateName::Idle,
         interactive: false,
+        quarantine: None,
     }
 }
 

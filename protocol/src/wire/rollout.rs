@@ -1,0 +1,179 @@
+//! Step 4, channel: what operators and servers say to each other about rollouts.
+
+use super::{Decision, NodeInfo};
+use crate::digest::Sha256;
+use crate::id::{Channel, Group};
+use crate::rollout::{Ended, Grant, Reason, Rollout, Share};
+use crate::version::Version;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// The rollouts of a server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RolloutList {
+    /// [`super::SCHEMA`].
+    pub schema: u32,
+    /// By channel.
+    pub rollouts: Vec<RolloutInfo>,
+}
+
+/// One channel's rollout, and how far it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RolloutInfo {
+    /// [`super::SCHEMA`].
+    pub schema: u32,
+    /// The rollout.
+    pub rollout: Rollout,
+    /// Its nodes, counted.
+    pub counts: RolloutCounts,
+    /// What the next stage waits for, each in one line; nothing where the last one is open.
+    pub next_stage: Vec<String>,
+}
+
+/// A rollout's nodes, counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RolloutCounts {
+    /// Nodes of the channel that were heard of in the last 30 days.
+    pub nodes: u32,
+    /// Those of them that run the release.
+    pub at_version: u32,
+    /// Under way.
+    pub in_flight: u32,
+    /// No longer waited for.
+    pub lost: u32,
+    /// All that were let go in this rollout, by what came of it.
+    pub all: Ended,
+    /// Those let go in the stage that is open.
+    pub stage: Ended,
+    /// Those that count for a halt.
+    pub since: Ended,
+}
+
+/// Pauses or resumes a rollout, or approves its next stage.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RolloutAct {
+    /// [`super::SCHEMA`].
+    pub schema: u32,
+    /// Only for this group, with pause and resume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<Group>,
+    /// Why.
+    pub why: String,
+}
+
+/// The rollout policies of all channels.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RolloutPolicies {
+    /// [`super::SCHEMA`].
+    pub schema: u32,
+    /// Names this state of the policies, for [`RolloutPolicySet::replaces`].
+    pub digest: Sha256,
+    /// A policy file (TOML) that says all of them.
+    pub file: String,
+}
+
+/// Sets policies, if they are still what the operator saw. A channel that the file leaves out keeps its policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RolloutPolicySet {
+    /// [`super::SCHEMA`].
+    pub schema: u32,
+    /// [`RolloutPolicies::digest`] as the operator saw it: the server refuses (409) if they are others by now.
+    pub replaces: Sha256,
+    /// The policy file (TOML).
+    pub file: String,
+    /// Why.
+    pub why: String,
+}
+
+/// Why a node is or is not let go now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeExplain {
+    /// [`super::SCHEMA`].
+    pub schema: u32,
+    /// The node, as it was last heard of.
+    pub node: NodeInfo,
+    /// What it would be told.
+    pub decision: Decision,
+    /// Where it could go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<Version>,
+    /// For people, in one line: the whole answer.
+    pub reason: String,
+    /// All that stands against it, what an operator must act on first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub because: Vec<Reason>,
+    /// Its leave to go there, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grant: Option<Grant>,
+    /// Where it stands in the order of its channel's rollout.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<Share>,
+}
+
+/// Asks how a rollout would go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SimulationRequest {
+    /// [`super::SCHEMA`].
+    pub schema: u32,
+    /// The release; none is the one that the channel points at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<Version>,
+    /// A policy file (TOML) with the channel's policy, instead of the one that is set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// What share of the nodes fails.
+    pub failing: Share,
+    /// What share of the nodes falls silent in its reboot.
+    pub silent: Share,
+    /// Chooses which nodes fail and when nodes ask.
+    pub seed: u64,
+    /// How often nodes ask, in seconds.
+    pub poll_interval_s: u32,
+    /// How long a node takes from its leave to its confirmation, in seconds.
+    pub update_takes_s: u32,
+    /// How long to go on, in seconds.
+    pub span_s: u64,
+}
+
+/// How a rollout would go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SimulationReport {
+    /// [`super::SCHEMA`].
+    pub schema: u32,
+    /// The channel.
+    pub channel: Channel,
+    /// The release.
+    pub version: Version,
+    /// When it would begin.
+    pub began_at: Timestamp,
+    /// Nodes that it is for: those that do not run the release and have a way to it.
+    pub nodes: u32,
+    /// Nodes of the channel that have no way to it.
+    pub left_behind: u32,
+    /// How far it was, in equal steps of time, the last one at its end.
+    pub points: Vec<SimulationPoint>,
+    /// What happened when, each in one line.
+    pub events: Vec<String>,
+    /// When all had ended, if they had.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub done_at: Option<Timestamp>,
+    /// Why it halted, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub halted: Option<String>,
+}
+
+/// How far a simulated rollout was at a time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SimulationPoint {
+    /// When.
+    pub at: Timestamp,
+    /// The stage that was open, from 0.
+    pub stage: u32,
+    /// Under way.
+    pub in_flight: u32,
+    /// What had come of those let go.
+    pub ended: Ended,
+    /// What held back most of the nodes that had asked since the point before, for people; nothing where none was.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub held_by: String,
+}

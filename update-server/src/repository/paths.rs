@@ -1,0 +1,89 @@
+//! Step 4, channel: what is looked at before a channel is pointed at a release: whether its nodes have a way there, and whether
+//! the release has proved itself where it is promoted from.
+
+use crate::decision::{self, Published};
+use crate::store::{Connection, StoreError, nodes, rollouts};
+use jiff::{SignedDuration, Timestamp};
+use protocol::id::Channel;
+use protocol::rollout::Share;
+use protocol::version::Version;
+use protocol::wire::Decision;
+
+/// Nodes not heard of for so long are not waited for.
+pub const LIVE: SignedDuration = SignedDuration::from_hours(30 * 24);
+/// How many versions are named before the rest is counted.
+const NAMED: usize = 3;
+
+/// Which live nodes of a channel would have no way to the release that it is about to point at, in one line; none where all
+/// have.
+///
+/// # Errors
+/// [`StoreError`].
+pub(super) async fn left_behind(
+    conn: &mut Connection,
+    next: &Published,
+    channel: &Channel,
+    now: Timestamp,
+) -> Result<Option<String>, StoreError> {
+    let Some(target) = next.channels.get(channel) else { return Ok(None) };
+    let since = now.saturating_sub(LIVE).unwrap_or(Timestamp::MIN);
+    let mut left = Vec::new();
+    for (arch, version, nodes) in nodes::versions(conn, channel, since).await? {
+        let answer = decision::decide(next, channel, &arch, &version);
+        let runs_it = !version.is_older_than(target) && !target.is_older_than(&version);
+        if answer.decision == Decision::None && !runs_it {
+            left.push((nodes, format!("{nodes} on {version} for {arch} ({})", answer.reason)));
+        }
+    }
+    let all: u32 = left.iter().map(|(nodes, _)| *nodes).fold(0, u32::saturating_add);
+    if all == 0 {
+        return Ok(None);
+    }
+    let named: Vec<&str> = left.iter().take(NAMED).map(|(_, line)| line.as_str()).collect();
+    let more = left.len().saturating_sub(NAMED);
+    let more = if more == 0 { String::new() } else { format!(", and {more} more versions") };
+    Ok(Some(format!(
+        "{all} nodes of {channel} would have no way to {target}: {}{more}; push what they need first, or leave them where they \
+         are with --leave-behind",
+        named.join(", ")
+    )))
+}
+
+/// Why the promotion gate of `to` is closed for a release of `from`, in one line; none where it is open, or there is none.
+///
+/// # Errors
+/// [`StoreError`].
+pub(super) async fn closed_gate(
+    conn: &mut Connection,
+    from: &Channel,
+    to: &Channel,
+    version: &Version,
+    now: Timestamp,
+) -> Result<Option<String>, StoreError> {
+    let Some(gate) = rollouts::policy(conn, to).await?.promotion else { return Ok(None) };
+    let rollout = rollouts::find(conn, from).await?.filter(|rollout| rollout.version == *version);
+    let Some(rollout) = rollout else { return Ok(Some(format!("{from} had no rollout of {version}"))) };
+    let (ended, _) = rollouts::ended(conn, &rollout, None, None).await?;
+    let soaked = rollout.began_at.checked_add(SignedDuration::from_secs(gate.soak_s.into()));
+    if let Some(until) = soaked.ok().filter(|until| *until > now) {
+        return Ok(Some(format!("{from} must have {version} until {until:.0}")));
+    }
+    if let Some(halted) = &rollout.halted {
+        return Ok(Some(format!("the rollout on {from} is halted ({})", halted.why)));
+    }
+    if ended.confirmed < gate.nodes {
+        let found = ended.confirmed;
+        return Ok(Some(format!(
+            "{found} nodes of {from} have confirmed {version}, and {} must",
+            gate.nodes
+        )));
+    }
+    if !gate.healthy.is_reached_by(ended.confirmed, ended.ended()) {
+        let healthy = Share::of(ended.confirmed, ended.ended());
+        return Ok(Some(format!(
+            "{healthy} of the nodes of {from} are well with {version}, and {} must be",
+            gate.healthy
+        )));
+    }
+    Ok(None)
+}

@@ -1,0 +1,356 @@
+//! Step 4, channel: the rollouts of this server: nodes are let go, what becomes of them is counted, time passes.
+//!
+//! Nothing is decided here: [`protocol::rollout`] decides. A grant is counted and written in one change of the database, and
+//! changes take turns, those of other servers on the same database too; so no limit is ever exceeded. A failure that a node
+//! reports is acknowledged only once the rollout is halted, if it is the one too many.
+
+pub mod acts;
+mod simulate;
+
+pub use simulate::{SimulationFailure, simulate};
+
+use crate::decision;
+use crate::repository::View;
+use crate::server::App;
+use crate::store::rollouts::{self as stored, GrantKey};
+use crate::store::{Connection, StoreError, channels, nodes};
+use jiff::{SignedDuration, Timestamp};
+use protocol::id::{Channel, Group, NodeId};
+use protocol::rollout::{
+    Asked, Counts, Ended, Grant, GrantPhase, Heard, Reason, Rollout, Stage, Used, advance, decide,
+    decide_granted, place, wants_waiting,
+};
+use protocol::version::Version;
+use protocol::wire::{Decision, Event, UpdateCheck};
+
+/// How often a grant is tried again where the database ended the change in favour of another one.
+const TRIES: u32 = 32;
+/// A node not heard of for so long is not waited for before the next stage opens.
+const WAITED_FOR: SignedDuration = SignedDuration::from_hours(7 * 24);
+
+/// What a node that could update is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// Go.
+    Go,
+    /// Not now.
+    Held(Vec<Reason>),
+    /// The channel is being pointed at another release at this moment.
+    Changing,
+}
+
+/// A node that could go to a version in its channel's rollout.
+#[derive(Clone, Copy, Debug)]
+pub struct Candidate<'a> {
+    /// The node.
+    pub node: &'a NodeId,
+    /// Its group.
+    pub group: &'a Group,
+    /// The version it could go to.
+    pub version: &'a Version,
+    /// Whether it says that it does not take that version.
+    pub quarantined: Option<bool>,
+}
+
+impl<'a> Candidate<'a> {
+    /// The node that asks, and the version that it could go to.
+    #[must_use]
+    pub fn new(check: &'a UpdateCheck, version: &'a Version) -> Self {
+        let quarantined = check.quarantine.as_ref().map(|quarantine| quarantine.contains(version));
+        Self { node: &check.node, group: &check.group, version, quarantined }
+    }
+}
+
+/// Begins the rollout of a release that a channel is pointed at, and says its number.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn begin(
+    conn: &mut Connection,
+    channel: &Channel,
+    version: &Version,
+    now: Timestamp,
+) -> Result<u64, StoreError> {
+    let before = stored::find(conn, channel).await?;
+    let policy = stored::policy(conn, channel).await?;
+    let rollout = Rollout::begin(channel.clone(), version.clone(), policy, before.as_ref(), now);
+    stored::put(conn, &rollout).await?;
+    Ok(rollout.number)
+}
+
+/// Makes a rollout for each channel that was pointed at a release before there were any.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn ensure(app: &App) -> Result<(), StoreError> {
+    let mut change = app.store().write().await?;
+    let mut made = false;
+    for info in channels::list(&mut change).await? {
+        if stored::find(&mut change, &info.channel).await?.is_none() {
+            begin(&mut change, &info.channel, &info.version, app.now()).await?;
+            made = true;
+        }
+    }
+    if made {
+        change.commit().await?;
+    }
+    Ok(())
+}
+
+/// Lets a node go to a version if nothing stands against it. `target` is what its channel was seen to point at.
+///
+/// # Errors
+/// [`StoreError`]; whether the node was let go is then not known, and it may ask again.
+pub async fn ask(
+    app: &App,
+    channel: &Channel,
+    target: &Version,
+    node: &Candidate<'_>,
+) -> Result<Told, StoreError> {
+    let now = app.now();
+    {
+        // Most are held, or were let go before. They do not wait for those that write.
+        let mut conn = app.store().read().await?;
+        let Some(rollout) = stored::find(&mut conn, channel).await? else { return Ok(Told::Changing) };
+        let (told, granted) = standing(&mut conn, &rollout, node, now).await?;
+        if granted || told != Told::Go {
+            return Ok(told);
+        }
+    }
+    for _ in 0..TRIES {
+        match grant(app, channel, target, node).await {
+            Err(error) if error.is_conflict() => {}
+            told => return told,
+        }
+    }
+    Ok(Told::Changing)
+}
+
+/// Counts and grants in one change.
+async fn grant(
+    app: &App,
+    channel: &Channel,
+    target: &Version,
+    node: &Candidate<'_>,
+) -> Result<Told, StoreError> {
+    let now = app.now();
+    let mut change = app.store().write().await?;
+    let rollout = stored::find(&mut change, channel).await?.filter(|rollout| rollout.version == *target);
+    let Some(rollout) = rollout else { return Ok(Told::Changing) };
+    let (told, granted) = standing(&mut change, &rollout, node, now).await?;
+    if granted || told != Told::Go {
+        return Ok(told);
+    }
+    let grant =
+        Grant { version: node.version.clone(), granted_at: now, phase: GrantPhase::Granted, phase_at: now };
+    stored::give(&mut change, &rollout, node.node, node.group, &grant).await?;
+    change.commit().await?;
+    tracing::info!(%channel, node = %node.node, version = %node.version, rollout = rollout.number, "let go");
+    Ok(Told::Go)
+}
+
+/// What stands against a node, and whether it has an open grant.
+async fn standing(
+    conn: &mut Connection,
+    rollout: &Rollout,
+    node: &Candidate<'_>,
+    now: Timestamp,
+) -> Result<(Told, bool), StoreError> {
+    let grant = stored::grant_of(conn, rollout, node.node, node.version).await?;
+    let asked = Asked {
+        node: node.node,
+        group: node.group,
+        version: node.version,
+        grant: grant.as_ref(),
+        quarantined: node.quarantined,
+    };
+    let told = |result: Result<(), Vec<Reason>>| result.map_or_else(Told::Held, |()| Told::Go);
+    if grant.as_ref().is_some_and(|grant| grant.phase.is_open()) {
+        return Ok((told(decide_granted(rollout, &asked)), true));
+    }
+    let (used, own) = usage(conn, rollout, node.group, now).await?;
+    let counts = Counts { used, ..Counts::default() };
+    Ok((told(decide(rollout, &asked, &counts, &own, now)), false))
+}
+
+/// How far the limits of the rollout and of a group in it are used up; what no limit asks for is not counted.
+async fn usage(
+    conn: &mut Connection,
+    rollout: &Rollout,
+    group: &Group,
+    now: Timestamp,
+) -> Result<(Used, Used), StoreError> {
+    let policy = &rollout.policy;
+    let since = |seconds: u32| now.saturating_sub(SignedDuration::from_secs(seconds.into())).ok();
+    let mut all = Used::default();
+    if policy.limits.in_flight.is_some() || policy.limits.rate.is_some() {
+        all =
+            stored::used(conn, rollout, None, policy.limits.rate.and_then(|rate| since(rate.per_s))).await?;
+    }
+    let mut own = Used::default();
+    if let Some(limits) = policy.groups.get(group).filter(|own| own.in_flight.is_some() || own.rate.is_some())
+    {
+        own =
+            stored::used(conn, rollout, Some(group), limits.rate.and_then(|rate| since(rate.per_s))).await?;
+    }
+    Ok((all, own))
+}
+
+/// What the events of a node make of its grants, in the change that stores them; a rollout that has now failed too often is
+/// halted in the same change.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn heard(
+    conn: &mut Connection,
+    node: &NodeId,
+    events: &[Event],
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    for event in events {
+        let Some(version) = &event.version else { continue };
+        let Some((key, grant)) = stored::newest_grant(conn, node, version).await? else { continue };
+        let Some(phase) = grant.phase.after(event.kind) else { continue };
+        stored::set_phase(conn, &key, &grant, phase, now).await?;
+        if is_failure(phase) {
+            step(conn, &key, now).await?;
+        }
+    }
+    Ok(())
+}
+
+const fn is_failure(phase: GrantPhase) -> bool {
+    matches!(phase, GrantPhase::Failed | GrantPhase::RolledBack | GrantPhase::Silent)
+}
+
+/// Halts a grant's rollout, if it is the channel's and has failed too often.
+async fn step(conn: &mut Connection, key: &GrantKey, now: Timestamp) -> Result<(), StoreError> {
+    let rollout = stored::find(conn, &key.channel).await?.filter(|rollout| rollout.number == key.number);
+    let Some(rollout) = rollout else { return Ok(()) };
+    let counts = Counts { since: failed_since(conn, &rollout).await?, ..Counts::default() };
+    let next = advance(&rollout, &counts, now).filter(|next| next.halted.is_some());
+    match next {
+        Some(next) => write(conn, &rollout, &next).await,
+        None => Ok(()),
+    }
+}
+
+/// Writes a rollout that has gone on, and says so in the log.
+async fn write(conn: &mut Connection, before: &Rollout, next: &Rollout) -> Result<(), StoreError> {
+    let (channel, version) = (&next.channel, &next.version);
+    match (&before.halted, &next.halted) {
+        (None, Some(halted)) => tracing::warn!(%channel, %version, why = halted.why, "the rollout is halted"),
+        _ => {
+            tracing::info!(%channel, %version, stage = next.stage, share = %next.share(), "the next stage is open");
+        }
+    }
+    stored::put(conn, next).await
+}
+
+/// What counts for a halt. Those that are well are counted only where enough have failed for it to matter.
+async fn failed_since(conn: &mut Connection, rollout: &Rollout) -> Result<Ended, StoreError> {
+    let failed = stored::failures(conn, rollout, rollout.counted_from).await?;
+    let halt = &rollout.policy.halt;
+    if failed < halt.least_failures.min(halt.failures.unwrap_or(u32::MAX)) {
+        return Ok(Ended { failed, ..Ended::default() });
+    }
+    Ok(stored::ended(conn, rollout, None, Some(rollout.counted_from)).await?.0)
+}
+
+/// All that [`advance`] needs to know.
+async fn counts(
+    conn: &mut Connection,
+    view: &View,
+    rollout: &Rollout,
+    now: Timestamp,
+) -> Result<Counts, StoreError> {
+    let mut counts = Counts { since: failed_since(conn, rollout).await?, ..Counts::default() };
+    if !rollout.is_last_stage() {
+        counts.stage = stored::ended(conn, rollout, Some(rollout.stage), None).await?.0;
+        if wants_waiting(rollout, &counts, now) {
+            counts.waiting = Some(waiting(conn, view, rollout, now).await?);
+        }
+    }
+    Ok(counts)
+}
+
+/// How many nodes could go in the stage that is open and were not let go yet.
+async fn waiting(
+    conn: &mut Connection,
+    view: &View,
+    rollout: &Rollout,
+    now: Timestamp,
+) -> Result<u32, StoreError> {
+    let since = now.saturating_sub(WAITED_FOR).unwrap_or(Timestamp::MIN);
+    let members = nodes::members(conn, &rollout.channel, since, Some(rollout.number)).await?;
+    let could_go = |member: &&nodes::Member| {
+        let first = match rollout.open() {
+            Stage::Canary(canary) => canary.group == member.group,
+            Stage::Wave(wave) => wave.share.covers(place(&rollout.version, &member.node)),
+        };
+        first && {
+            let answer = decision::decide(&view.published, &rollout.channel, &member.arch, &member.version);
+            answer.decision == Decision::Update
+        }
+    };
+    Ok(u32::try_from(members.iter().filter(could_go).count()).unwrap_or(u32::MAX))
+}
+
+/// Lets time pass in all rollouts: nodes that fell silent are counted, those that were heard to run the release too, and
+/// stages open.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn tick(app: &App) -> Result<(), StoreError> {
+    let all = stored::list(&mut *app.store().read().await?).await?;
+    for rollout in all {
+        tick_one(app, &rollout).await?;
+    }
+    Ok(())
+}
+
+async fn tick_one(app: &App, seen: &Rollout) -> Result<(), StoreError> {
+    let (now, view) = (app.now(), app.repository().view());
+    let changes = {
+        let mut conn = app.store().read().await?;
+        let changes = unseen(&mut conn, seen, now).await?;
+        let nothing =
+            changes.is_empty() && advance(seen, &counts(&mut conn, &view, seen, now).await?, now).is_none();
+        if nothing {
+            return Ok(());
+        }
+        changes
+    };
+    let mut change = app.store().write().await?;
+    for (key, grant, phase) in &changes {
+        if stored::set_phase(&mut change, key, grant, *phase, now).await? {
+            tracing::info!(channel = %key.channel, node = %key.node, version = %grant.version, %phase, "a node was let go, and this came of it");
+        }
+    }
+    // It may have been changed, or be another one by now.
+    if let Some(rollout) = stored::find(&mut change, &seen.channel).await? {
+        let counts = counts(&mut change, &view, &rollout, now).await?;
+        if let Some(next) = advance(&rollout, &counts, now) {
+            write(&mut change, &rollout, &next).await?;
+        }
+    }
+    Ok(change.commit().await?)
+}
+
+/// What has become of a rollout's grants without an event of the node.
+async fn unseen(
+    conn: &mut Connection,
+    rollout: &Rollout,
+    now: Timestamp,
+) -> Result<Vec<(GrantKey, Grant, GrantPhase)>, StoreError> {
+    let policy = &rollout.policy;
+    let patience = policy.silent_after_s.min(policy.lost_after_s);
+    let quiet = now.saturating_sub(SignedDuration::from_secs(patience.into())).unwrap_or(Timestamp::MIN);
+    let found = stored::to_look_at(conn, rollout, quiet).await?;
+    let phase = |(key, grant, heard): (GrantKey, Grant, Option<(Version, _, Timestamp)>)| {
+        let heard = heard.as_ref().map(|(version, state, at)| Heard { version, state: *state, at: *at });
+        let phase = grant.seen(heard.as_ref(), policy, now)?;
+        Some((key, grant, phase))
+    };
+    Ok(found.into_iter().filter_map(phase).collect())
+}

@@ -1,0 +1,304 @@
+//! Step 4, channel: what operators do to rollouts, and what they are shown of them.
+
+use super::{Candidate, Told};
+use crate::decision;
+use crate::policies::PolicyFailure;
+use crate::repository::paths::LIVE;
+use crate::server::App;
+use crate::store::audit::{self, Change};
+use crate::store::{Connection, StoreError, nodes, rollouts as stored};
+use jiff::Timestamp;
+use protocol::digest::Sha256;
+use protocol::id::{Channel, Group, NodeId};
+use protocol::rollout::{Counts, Rollout, RolloutFile, Share, Stop, advance, next_stage, place};
+use protocol::wire::{Decision, NodeExplain, RolloutCounts, RolloutInfo, SCHEMA, UpdateAnswer};
+
+/// The longest account of a change in the audit log, in bytes; the policies themselves are in the database.
+const CHANGE_MAX: usize = 2000;
+
+/// What an operator does to a rollout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Act {
+    /// Nobody is let go any more.
+    Pause,
+    /// It goes on, after a pause or a halt.
+    Resume,
+    /// The next stage opens, whatever it waits for but a halt and a pause.
+    Approve,
+}
+
+/// Why an act was not done. Nothing has changed then.
+#[derive(Debug, thiserror::Error)]
+pub enum ActFailure {
+    /// The channel has no rollout.
+    #[error("the channel {0} has no rollout: point it at a release first with updatectl channel set")]
+    NoRollout(Channel),
+    /// There is nothing to do.
+    #[error("{0}")]
+    Nothing(String),
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Pauses, resumes or approves.
+///
+/// # Errors
+/// [`ActFailure`].
+pub async fn act(
+    app: &App,
+    channel: &Channel,
+    act: Act,
+    group: Option<&Group>,
+    who: &str,
+    why: &str,
+) -> Result<RolloutInfo, ActFailure> {
+    let now = app.now();
+    let mut change = app.store().write().await?;
+    let Some(mut rollout) = stored::find(&mut change, channel).await? else {
+        return Err(ActFailure::NoRollout(channel.clone()));
+    };
+    let stop = || Stop { at: now, by: who.to_owned(), why: why.to_owned() };
+    let nothing = |what: &str| Err(ActFailure::Nothing(format!("the rollout of {channel} {what}")));
+    let (action, done) = match (act, group) {
+        (Act::Pause, None) if rollout.paused.is_some() => return nothing("is paused already"),
+        (Act::Pause, Some(group)) if rollout.paused_groups.contains_key(group) => {
+            return nothing(&format!("is paused for group {group} already"));
+        }
+        (Act::Pause, None) => {
+            rollout.paused = Some(stop());
+            ("rollout.pause", String::new())
+        }
+        (Act::Pause, Some(group)) => {
+            rollout.paused_groups.insert(group.clone(), stop());
+            ("rollout.pause", format!("group {group}: "))
+        }
+        (Act::Resume, None) if rollout.paused.is_none() && rollout.halted.is_none() => {
+            return nothing("is neither paused nor halted");
+        }
+        (Act::Resume, None) => {
+            let halted = rollout.halted.take();
+            if halted.is_some() {
+                rollout.counted_from = now;
+            }
+            rollout.paused = None;
+            (
+                "rollout.resume",
+                halted.map_or_else(String::new, |halted| format!("halted for {}: ", halted.why)),
+            )
+        }
+        (Act::Resume, Some(group)) => {
+            if rollout.paused_groups.remove(group).is_none() {
+                return nothing(&format!("is not paused for group {group}"));
+            }
+            ("rollout.resume", format!("group {group}: "))
+        }
+        (Act::Approve, _) if rollout.is_last_stage() => {
+            return nothing("has no further stage: all its nodes may go");
+        }
+        (Act::Approve, _) if rollout.approved => return nothing("is approved already, and paused or halted"),
+        (Act::Approve, _) => {
+            rollout.approved = true;
+            let stage = rollout.stage + 1;
+            ("rollout.approve", format!("{} after stage {stage} of {}: ", rollout.version, rollout.stages()))
+        }
+    };
+    // An approval is good at once.
+    let rollout =
+        advance(&rollout, &Counts::default(), now).filter(|_| act == Act::Approve).unwrap_or(rollout);
+    stored::put(&mut change, &rollout).await?;
+    let detail = format!("{done}{why}");
+    audit::record(
+        &mut change,
+        now,
+        Change { actor: who, action, subject: channel.as_str(), detail: &detail },
+    )
+    .await?;
+    change.commit().await.map_err(StoreError::from)?;
+    Ok(info(app, &mut *app.store().read().await?, rollout).await?)
+}
+
+/// One rollout for an operator.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn info(app: &App, conn: &mut Connection, rollout: Rollout) -> Result<RolloutInfo, StoreError> {
+    let now = app.now();
+    let since = now.saturating_sub(LIVE).unwrap_or(Timestamp::MIN);
+    let mut counts = RolloutCounts::default();
+    for (_, version, nodes) in nodes::versions(conn, &rollout.channel, since).await? {
+        counts.nodes = counts.nodes.saturating_add(nodes);
+        if !version.is_older_than(&rollout.version) && !rollout.version.is_older_than(&version) {
+            counts.at_version = counts.at_version.saturating_add(nodes);
+        }
+    }
+    counts.in_flight = stored::used(conn, &rollout, None, None).await?.in_flight;
+    (counts.all, counts.lost) = stored::ended(conn, &rollout, None, None).await?;
+    counts.stage = stored::ended(conn, &rollout, Some(rollout.stage), None).await?.0;
+    counts.since = stored::ended(conn, &rollout, None, Some(rollout.counted_from)).await?.0;
+    let known = super::counts(conn, &app.repository().view(), &rollout, now).await?;
+    Ok(RolloutInfo { schema: SCHEMA, next_stage: next_stage(&rollout, &known, now), rollout, counts })
+}
+
+/// What a state of the policies is named by.
+#[must_use]
+pub fn digest(file: &RolloutFile) -> Sha256 {
+    Sha256::of(file.to_string().as_bytes())
+}
+
+/// All policies as they are.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn current(conn: &mut Connection) -> Result<RolloutFile, StoreError> {
+    let mut channels: std::collections::BTreeMap<_, _> =
+        stored::list(conn).await?.into_iter().map(|rollout| (rollout.channel, rollout.policy)).collect();
+    channels.extend(stored::policies(conn).await?);
+    Ok(RolloutFile { channels })
+}
+
+/// Sets the policies that a file names, for the rollouts that run and those to come. Channels that the file leaves out keep
+/// theirs.
+///
+/// # Errors
+/// [`PolicyFailure`].
+pub async fn set_policies(
+    app: &App,
+    text: &str,
+    replaces: &Sha256,
+    who: &str,
+    why: &str,
+) -> Result<RolloutFile, PolicyFailure> {
+    let wanted = RolloutFile::parse("the policy file", text).map_err(|errors| {
+        let line = errors.0.first().map_or_else(String::new, ToString::to_string);
+        let more = errors.0.len().saturating_sub(1);
+        PolicyFailure::Invalid(if more == 0 { line } else { format!("{line} (and {more} more errors)") })
+    })?;
+    let now = app.now();
+    let mut change = app.store().write().await?;
+    let before = current(&mut change).await?;
+    if digest(&before) != *replaces {
+        return Err(PolicyFailure::Changed);
+    }
+    for (channel, policy) in &wanted.channels {
+        let old = before.channels.get(channel);
+        if old == Some(policy) {
+            continue;
+        }
+        stored::set_policy(&mut change, channel, policy).await?;
+        if let Some(rollout) = stored::find(&mut change, channel).await? {
+            stored::put(&mut change, &rollout.with_policy(policy.clone(), now)).await?;
+        }
+        let one = |policy: Option<&protocol::rollout::RolloutPolicy>| RolloutFile {
+            channels: policy.map(|policy| (channel.clone(), policy.clone())).into_iter().collect(),
+        };
+        let lines = one(old).difference(&one(Some(policy)));
+        let mut detail = lines.iter().map(|line| line.trim()).collect::<Vec<_>>().join("; ");
+        if detail.len() > CHANGE_MAX {
+            detail.truncate(detail.floor_char_boundary(CHANGE_MAX));
+            detail.push_str(" ...");
+        }
+        let detail = format!("{detail}: {why}");
+        let entry =
+            Change { actor: who, action: "rollout.policy", subject: channel.as_str(), detail: &detail };
+        audit::record(&mut change, now, entry).await?;
+    }
+    let after = current(&mut change).await?;
+    change.commit().await.map_err(StoreError::from)?;
+    Ok(after)
+}
+
+/// Why a node is or is not let go now, as it was last heard of; none where it never was.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn explain(app: &App, node: &NodeId) -> Result<Option<NodeExplain>, StoreError> {
+    app.checkins().flush(app.store()).await?;
+    let (now, view) = (app.now(), app.repository().view());
+    let mut conn = app.store().read().await?;
+    let Some(info) = nodes::find(&mut conn, node).await? else { return Ok(None) };
+    let mut answer = decision::decide(&view.published, &info.channel, &info.arch, &info.version);
+    let rollout = stored::find(&mut conn, &info.channel).await?;
+    let (mut because, mut grant) = (Vec::new(), None);
+    let place = rollout.as_ref().map(|rollout| Share::at(place(&rollout.version, node)));
+    if let (Decision::Update, Some(version), Some(rollout)) =
+        (answer.decision, answer.version.clone(), &rollout)
+    {
+        // Only the node itself knows what it does not take.
+        let candidate = Candidate { node, group: &info.group, version: &version, quarantined: None };
+        let (told, _) = super::standing(&mut conn, rollout, &candidate, now).await?;
+        grant = stored::grant_of(&mut conn, rollout, node, &version).await?;
+        if let Told::Held(reasons) = &told {
+            because.clone_from(reasons);
+        }
+        answer = answer_of(answer, told, now);
+    }
+    let UpdateAnswer { decision, reason, version, .. } = answer;
+    Ok(Some(NodeExplain { schema: SCHEMA, node: info, decision, version, reason, because, grant, place }))
+}
+
+/// When a node asks again that was told while its channel changed, in seconds.
+const CHANGING_RETRY_S: u64 = 10;
+
+/// What a node that has a way to a release is told in the end.
+#[must_use]
+pub fn answer_of(way: UpdateAnswer, told: Told, now: Timestamp) -> UpdateAnswer {
+    match told {
+        Told::Go => way,
+        Told::Changing => UpdateAnswer {
+            decision: Decision::Hold,
+            reason: "the channel is pointed at another release at this moment; ask again".to_owned(),
+            retry_after_s: Some(CHANGING_RETRY_S),
+            ..way
+        },
+        Told::Held(reasons) => {
+            let lines: Vec<String> = reasons.iter().map(ToString::to_string).collect();
+            // All of them must be over; where one has no end that is known, the node asks by its own interval.
+            let until: Option<Vec<Timestamp>> =
+                reasons.iter().map(protocol::rollout::Reason::until).collect();
+            let last = until.and_then(|until| until.into_iter().max());
+            let wait = last.map(|last| last.duration_since(now).as_secs().max(0).unsigned_abs() + 1);
+            UpdateAnswer {
+                decision: Decision::Hold,
+                reason: format!("{} waits: {}", version_of(&way), lines.join("; ")),
+                retry_after_s: wait,
+                ..way
+            }
+        }
+    }
+}
+
+fn version_of(answer: &UpdateAnswer) -> String {
+    answer.version.as_ref().map_or_else(|| "the release".to_owned(), ToString::to_string)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use protocol::rollout::Reason;
+
+    fn way() -> UpdateAnswer {
+        UpdateAnswer {
+            schema: SCHEMA,
+            decision: Decision::Update,
+            version: Some("1.1.0".parse().unwrap()),
+            reason: "the channel stable points at 1.1.0".to_owned(),
+            retry_after_s: None,
+        }
+    }
+
+    #[test]
+    fn a_held_node_is_told_why_and_when_to_ask_where_that_is_known() {
+        let now: Timestamp = "2026-11-30T00:00:00Z".parse().unwrap();
+        let opens = Some("2026-11-30T03:00:00Z".parse().unwrap());
+        let window = Reason::Window { group: None, opens };
+        let held = answer_of(way(), Told::Held(vec![window.clone()]), now);
+        assert_eq!(held.decision, Decision::Hold);
+        assert_eq!(held.reason, "1.1.0 waits: outside the windows; the next opens at 2026-11-30T03:00:00Z");
+        assert_eq!(held.retry_after_s, Some(3 * 3600 + 1));
+        let full = Reason::InFlight { group: None, now: 2, max: 2 };
+        let held = answer_of(way(), Told::Held(vec![window, full]), now);
+        assert_eq!(held.retry_after_s, None, "it is not known when a place is free");
+        assert_eq!(answer_of(way(), Told::Go, now), way());
+    }
+}

@@ -1,0 +1,392 @@
+//! Step 4, channel: rollouts, their policies, and the nodes that were let go.
+//!
+//! A rollout's document is read and written within one change of the database (changes take turns), so it needs no revision.
+
+use super::{Connection, StoreError, from_micros, from_number, parse, to_micros, to_number};
+use jiff::Timestamp;
+use protocol::id::{Channel, Group, NodeId};
+use protocol::rollout::{Ended, Grant, GrantPhase, Rollout, RolloutPolicy, Used};
+use protocol::status::StateName;
+use protocol::version::Version;
+use serde::de::DeserializeOwned;
+
+/// How many rollouts of a channel keep their grants.
+const KEPT: u64 = 10;
+
+fn read<T: DeserializeOwned>(what: &'static str, text: String) -> Result<T, StoreError> {
+    serde_json::from_str(&text).map_err(|_| StoreError::Corrupt { what, found: text })
+}
+
+fn text<T: serde::Serialize>(document: &T) -> Result<String, StoreError> {
+    serde_json::to_string(document)
+        .map_err(|error| StoreError::Corrupt { what: "a rollout", found: error.to_string() })
+}
+
+/// A channel's rollout, if it has one.
+///
+/// # Errors
+/// [`StoreError`] where the database fails or the document cannot be read.
+pub async fn find(conn: &mut Connection, channel: &Channel) -> Result<Option<Rollout>, StoreError> {
+    let row: Option<(String,)> = sqlx::query_as("SELECT document FROM rollout WHERE channel = $1")
+        .bind(channel.as_str())
+        .fetch_optional(conn)
+        .await?;
+    row.map(|(document,)| read("a rollout", document)).transpose()
+}
+
+/// All rollouts, by channel.
+///
+/// # Errors
+/// [`StoreError`] where the database fails or a document cannot be read.
+pub async fn list(conn: &mut Connection) -> Result<Vec<Rollout>, StoreError> {
+    let rows: Vec<(String,)> =
+        sqlx::query_as("SELECT document FROM rollout ORDER BY channel").fetch_all(conn).await?;
+    rows.into_iter().map(|(document,)| read("a rollout", document)).collect()
+}
+
+/// Writes a channel's rollout, and forgets the grants of those long before it.
+///
+/// # Errors
+/// [`StoreError`] where the database fails.
+pub async fn put(conn: &mut Connection, rollout: &Rollout) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO rollout (channel, document) VALUES ($1, $2)
+         ON CONFLICT (channel) DO UPDATE SET document = excluded.document",
+    )
+    .bind(rollout.channel.as_str())
+    .bind(text(rollout)?)
+    .execute(&mut *conn)
+    .await?;
+    sqlx::query("DELETE FROM rollout_grant WHERE channel = $1 AND number < $2")
+        .bind(rollout.channel.as_str())
+        .bind(to_number(rollout.number.saturating_sub(KEPT)))
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+/// All policies that were set, by channel.
+///
+/// # Errors
+/// [`StoreError`] where the database fails or a document cannot be read.
+pub async fn policies(conn: &mut Connection) -> Result<Vec<(Channel, RolloutPolicy)>, StoreError> {
+    let rows: Vec<(String, String)> =
+        sqlx::query_as("SELECT channel, document FROM rollout_policy ORDER BY channel")
+            .fetch_all(conn)
+            .await?;
+    rows.into_iter()
+        .map(|(channel, document)| Ok((parse("a channel", channel)?, read("a rollout policy", document)?)))
+        .collect()
+}
+
+/// A channel's policy: the default one where none was set.
+///
+/// # Errors
+/// [`StoreError`] where the database fails or the document cannot be read.
+pub async fn policy(conn: &mut Connection, channel: &Channel) -> Result<RolloutPolicy, StoreError> {
+    let row: Option<(String,)> = sqlx::query_as("SELECT document FROM rollout_policy WHERE channel = $1")
+        .bind(channel.as_str())
+        .fetch_optional(conn)
+        .await?;
+    Ok(row.map(|(document,)| read("a rollout policy", document)).transpose()?.unwrap_or_default())
+}
+
+/// Sets a channel's policy for rollouts to come.
+///
+/// # Errors
+/// [`StoreError`] where the database fails.
+pub async fn set_policy(
+    conn: &mut Connection,
+    channel: &Channel,
+    policy: &RolloutPolicy,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO rollout_policy (channel, document) VALUES ($1, $2)
+         ON CONFLICT (channel) DO UPDATE SET document = excluded.document",
+    )
+    .bind(channel.as_str())
+    .bind(text(policy)?)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Where a grant belongs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GrantKey {
+    /// The channel.
+    pub channel: Channel,
+    /// Which of its rollouts.
+    pub number: u64,
+    /// The node.
+    pub node: NodeId,
+}
+
+#[derive(sqlx::FromRow)]
+struct Row {
+    channel: String,
+    number: i64,
+    node: String,
+    version: String,
+    granted_at: i64,
+    phase: String,
+    phase_at: i64,
+}
+
+fn grant(row: Row) -> Result<(GrantKey, Grant), StoreError> {
+    let key = GrantKey {
+        channel: parse("a channel", row.channel)?,
+        number: from_number(row.number)?,
+        node: parse("a node id", row.node)?,
+    };
+    let grant = Grant {
+        version: parse("a version", row.version)?,
+        granted_at: from_micros(row.granted_at)?,
+        phase: parse("a grant's phase", row.phase)?,
+        phase_at: from_micros(row.phase_at)?,
+    };
+    Ok((key, grant))
+}
+
+/// A node's grant in a rollout for a version, if it has one.
+///
+/// # Errors
+/// [`StoreError`] where the database fails.
+pub async fn grant_of(
+    conn: &mut Connection,
+    rollout: &Rollout,
+    node: &NodeId,
+    version: &Version,
+) -> Result<Option<Grant>, StoreError> {
+    let row: Option<Row> = sqlx::query_as(
+        "SELECT channel, number, node, version, granted_at, phase, phase_at FROM rollout_grant
+         WHERE channel = $1 AND number = $2 AND node = $3 AND version = $4",
+    )
+    .bind(rollout.channel.as_str())
+    .bind(to_number(rollout.number))
+    .bind(node.as_str())
+    .bind(version.as_str())
+    .fetch_optional(conn)
+    .await?;
+    Ok(row.map(grant).transpose()?.map(|(_, grant)| grant))
+}
+
+/// A node's newest grant for a version, in whichever rollout.
+///
+/// # Errors
+/// [`StoreError`] where the database fails.
+pub async fn newest_grant(
+    conn: &mut Connection,
+    node: &NodeId,
+    version: &Version,
+) -> Result<Option<(GrantKey, Grant)>, StoreError> {
+    let row: Option<Row> = sqlx::query_as(
+        "SELECT channel, number, node, version, granted_at, phase, phase_at FROM rollout_grant
+         WHERE node = $1 AND version = $2 ORDER BY granted_at DESC LIMIT 1",
+    )
+    .bind(node.as_str())
+    .bind(version.as_str())
+    .fetch_optional(conn)
+    .await?;
+    row.map(grant).transpose()
+}
+
+/// Gives a grant, in place of the one that the node had for that version in that rollout.
+///
+/// # Errors
+/// [`StoreError`] where the database fails.
+pub async fn give(
+    conn: &mut Connection,
+    rollout: &Rollout,
+    node: &NodeId,
+    group: &Group,
+    grant: &Grant,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO rollout_grant (channel, number, node, version, grp, stage, granted_at, phase, phase_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+         ON CONFLICT (channel, number, node, version) DO UPDATE SET grp = excluded.grp, stage = excluded.stage,
+         granted_at = excluded.granted_at, phase = excluded.phase, phase_at = excluded.phase_at",
+    )
+    .bind(rollout.channel.as_str())
+    .bind(to_number(rollout.number))
+    .bind(node.as_str())
+    .bind(grant.version.as_str())
+    .bind(group.as_str())
+    .bind(i64::from(rollout.stage))
+    .bind(to_micros(grant.granted_at))
+    .bind(grant.phase.as_str())
+    .bind(to_micros(grant.phase_at))
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Records what became of a grant, unless it is in another phase by now. False if it is.
+///
+/// # Errors
+/// [`StoreError`] where the database fails.
+pub async fn set_phase(
+    conn: &mut Connection,
+    key: &GrantKey,
+    grant: &Grant,
+    phase: GrantPhase,
+    at: Timestamp,
+) -> Result<bool, StoreError> {
+    let done = sqlx::query(
+        "UPDATE rollout_grant SET phase = $1, phase_at = $2
+         WHERE channel = $3 AND number = $4 AND node = $5 AND version = $6 AND phase = $7 AND granted_at = $8",
+    )
+    .bind(phase.as_str())
+    .bind(to_micros(at))
+    .bind(key.channel.as_str())
+    .bind(to_number(key.number))
+    .bind(key.node.as_str())
+    .bind(grant.version.as_str())
+    .bind(grant.phase.as_str())
+    .bind(to_micros(grant.granted_at))
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// A rollout's grants that may have ended unseen, with what was last heard of each node: the node runs the version by now, or
+/// nothing has become of the grant since before `quiet`.
+///
+/// # Errors
+/// [`StoreError`] where the database fails.
+pub async fn to_look_at(
+    conn: &mut Connection,
+    rollout: &Rollout,
+    quiet: Timestamp,
+) -> Result<Vec<(GrantKey, Grant, Option<(Version, StateName, Timestamp)>)>, StoreError> {
+    #[derive(sqlx::FromRow)]
+    struct Looked {
+        #[sqlx(flatten)]
+        row: Row,
+        heard_version: Option<String>,
+        state: Option<String>,
+        last_seen: Option<i64>,
+    }
+    let rows: Vec<Looked> = sqlx::query_as(
+        "SELECT g.channel, g.number, g.node, g.version, g.granted_at, g.phase, g.phase_at,
+         node.version AS heard_version, node.state, node.last_seen
+         FROM rollout_grant AS g LEFT JOIN node ON node.node = g.node
+         WHERE g.channel = $1 AND g.number = $2
+         AND g.phase IN ('granted', 'activated', 'rebooting', 'silent', 'lost', 'failed')
+         AND (node.version = g.version
+           OR g.phase IN ('granted', 'activated', 'rebooting') AND g.phase_at <= $3)",
+    )
+    .bind(rollout.channel.as_str())
+    .bind(to_number(rollout.number))
+    .bind(to_micros(quiet))
+    .fetch_all(conn)
+    .await?;
+    let looked = |Looked { row, heard_version, state, last_seen }| {
+        let (key, grant) = grant(row)?;
+        let heard = match (heard_version, state, last_seen) {
+            (Some(version), Some(state), Some(at)) => {
+                Some((parse("a version", version)?, super::nodes::state_name(state)?, from_micros(at)?))
+            }
+            _ => None,
+        };
+        Ok((key, grant, heard))
+    };
+    rows.into_iter().map(looked).collect()
+}
+
+/// How far the limits of a rollout, or of one group in it, are used up: nodes under way, and those let go since a time.
+///
+/// # Errors
+/// [`StoreError`] where the database fails.
+pub async fn used(
+    conn: &mut Connection,
+    rollout: &Rollout,
+    group: Option<&Group>,
+    since: Option<Timestamp>,
+) -> Result<Used, StoreError> {
+    // An empty name is no group's.
+    let group = group.map_or("", Group::as_str);
+    let in_flight: i64 = sqlx::query_scalar(
+        "SELECT COUNT(*) FROM rollout_grant WHERE channel = $1 AND number = $2
+         AND phase IN ('granted', 'activated', 'rebooting') AND ($3 = '' OR grp = $3)",
+    )
+    .bind(rollout.channel.as_str())
+    .bind(to_number(rollout.number))
+    .bind(group)
+    .fetch_one(&mut *conn)
+    .await?;
+    let Some(since) = since else { return Ok(Used { in_flight: count(in_flight), ..Used::default() }) };
+    let (recent, first): (i64, Option<i64>) = sqlx::query_as(
+        "SELECT COUNT(*), MIN(granted_at) FROM rollout_grant WHERE channel = $1 AND number = $2
+         AND granted_at > $3 AND ($4 = '' OR grp = $4)",
+    )
+    .bind(rollout.channel.as_str())
+    .bind(to_number(rollout.number))
+    .bind(to_micros(since))
+    .bind(group)
+    .fetch_one(conn)
+    .await?;
+    Ok(Used {
+        in_flight: count(in_flight),
+        recent: count(recent),
+        first_recent: first.map(from_micros).transpose()?,
+    })
+}
+
+/// What came of the nodes that were let go in a rollout: of all, of those of one stage, or of those whose phase began at a
+/// time or later.
+///
+/// # Errors
+/// [`StoreError`] where the database fails.
+pub async fn ended(
+    conn: &mut Connection,
+    rollout: &Rollout,
+    stage: Option<u32>,
+    since: Option<Timestamp>,
+) -> Result<(Ended, u32), StoreError> {
+    let rows: Vec<(String, i64)> = sqlx::query_as(
+        "SELECT phase, COUNT(*) FROM rollout_grant WHERE channel = $1 AND number = $2
+         AND ($3 < 0 OR stage = $3) AND phase_at >= $4 GROUP BY phase",
+    )
+    .bind(rollout.channel.as_str())
+    .bind(to_number(rollout.number))
+    .bind(stage.map_or(-1, i64::from))
+    .bind(since.map_or(i64::MIN, to_micros))
+    .fetch_all(conn)
+    .await?;
+    let (mut ended, mut lost) = (Ended::default(), 0);
+    for (phase, number) in rows {
+        let number = count(number);
+        ended.granted = ended.granted.saturating_add(number);
+        match parse::<GrantPhase>("a grant's phase", phase)? {
+            GrantPhase::Confirmed => ended.confirmed = number,
+            GrantPhase::Failed | GrantPhase::RolledBack => ended.failed = ended.failed.saturating_add(number),
+            GrantPhase::Silent => ended.silent = number,
+            GrantPhase::Lost => lost = number,
+            GrantPhase::Granted | GrantPhase::Activated | GrantPhase::Rebooting => {}
+        }
+    }
+    Ok((ended, lost))
+}
+
+/// How many nodes of a rollout have failed or fallen silent since a time: cheap where few have.
+///
+/// # Errors
+/// [`StoreError`] where the database fails.
+pub async fn failures(conn: &mut Connection, rollout: &Rollout, since: Timestamp) -> Result<u32, StoreError> {
+    let failures: i64 = sqlx::query_scalar(
+        "SELECT COUNT(*) FROM rollout_grant WHERE channel = $1 AND number = $2
+         AND phase IN ('failed', 'rolled-back', 'silent') AND phase_at >= $3",
+    )
+    .bind(rollout.channel.as_str())
+    .bind(to_number(rollout.number))
+    .bind(to_micros(since))
+    .fetch_one(conn)
+    .await?;
+    Ok(count(failures))
+}
+
+fn count(number: i64) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
