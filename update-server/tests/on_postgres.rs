@@ -18,6 +18,10 @@ mod lock_v2;
 mod program;
 #[path = "publish.rs"]
 mod publish;
+#[path = "rollouts.rs"]
+mod rollouts;
+#[path = "rollouts_at_once.rs"]
+mod rollouts_at_once;
 #[path = "store.rs"]
 mod store;
 #[path = "updatectl.rs"]

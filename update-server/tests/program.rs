@@ -8,45 +8,17 @@
 
 mod common;
 
-use common::database::Database;
+use common::program::{Home, Program};
 use common::{ARCH, Client, Operator, Release, done};
 use jiff::Timestamp;
 use protocol::digest::Sha256;
 use protocol::wire::{ChannelInfo, Decision, LockInfo, Published, ReleaseList};
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use tempfile::TempDir;
-
-/// Where a server's data is, and where it may be made.
-struct Home {
-    dir: TempDir,
-    database: Database,
-}
-
-impl Home {
-    fn new() -> Self {
-        Self { dir: TempDir::new().unwrap(), database: Database::new() }
-    }
-
-    fn srv(&self) -> PathBuf {
-        self.dir.path().join("new/srv")
-    }
-
-    /// The program, told where it is at home.
-    fn program(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_update-server"));
-        command.args(args).arg("--data-dir").arg(self.srv()).env_remove("RUST_LOG");
-        match self.database.address() {
-            Some(address) => command.env("UPDATE_SERVER_DATABASE_URL", address),
-            None => command.env_remove("UPDATE_SERVER_DATABASE_URL"),
-        };
-        command
-    }
-}
+use std::path::Path;
+use std::process::{Command, Output};
 
 fn command(args: &[&str], home: &Home) -> Output {
     home.program(args).output().unwrap()
@@ -90,58 +62,6 @@ fn wrong_usage_is_a_document_where_documents_are_asked_for() {
         assert_eq!(failure(args, &home, 2)["error"], "unexpected argument '--bogus' found");
         let text: Vec<_> = args.iter().copied().filter(|arg| *arg != "--json").collect();
         assert!(command(&text, &home).stdout.is_empty());
-    }
-}
-
-/// A data directory, and the server that runs on it.
-struct Program {
-    home: Home,
-    child: Child,
-    url: String,
-}
-
-impl Program {
-    fn start(home: Home) -> Self {
-        let mut child = home
-            .program(&["serve", "--listen", "127.0.0.1:0", "--log", "warn"])
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let url = line.strip_prefix("listening on ").expect("the one line on stdout").trim().to_owned();
-        Self { home, child, url }
-    }
-
-    fn new() -> Self {
-        let home = Home::new();
-        assert!(command(&["init"], &home).status.success());
-        Self::start(home)
-    }
-
-    fn srv(&self) -> PathBuf {
-        self.home.srv()
-    }
-
-    fn client(&self) -> Client {
-        let token = std::fs::read_to_string(self.srv().join("admin-token")).unwrap();
-        Client { http: reqwest::Client::new(), url: self.url.clone(), token: Some(token.trim().to_owned()) }
-    }
-
-    /// Ends it the hard way and starts another on the same folder.
-    fn kill_and_restart(mut self) -> Self {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-        let database = self.home.database.clone();
-        let dir = std::mem::replace(&mut self.home.dir, TempDir::new().unwrap());
-        Self::start(Home { dir, database })
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
     }
 }
 

@@ -37,7 +37,7 @@ pub struct Rollout {
     /// Too many nodes failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub halted: Option<Stop>,
-    /// Nodes that failed before this time do not count for a halt any more: an operator resumed it.
+    /// Nodes that failed before this time, or at it, do not count for a halt any more: an operator resumed it.
     pub counted_from: Timestamp,
 }
 

@@ -347,7 +347,7 @@ impl Fleet {
         Counts {
             used: self.used(None),
             stage: self.ended(|_, stage| stage == self.rollout.stage),
-            since: self.ended(|grant, _| grant.phase_at >= from),
+            since: self.ended(|grant, _| grant.phase_at > from),
             waiting: None,
         }
     }

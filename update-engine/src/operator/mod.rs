@@ -9,6 +9,7 @@ mod error;
 mod lock;
 mod node;
 mod release;
+mod rollout;
 mod root;
 mod targets;
 mod upload;
@@ -36,6 +37,9 @@ pub enum OperatorCommand {
     /// Channels: which release the nodes of a channel go to.
     #[command(subcommand)]
     Channel(channel::ChannelCommand),
+    /// Rollouts: how a channel's release reaches its nodes.
+    #[command(subcommand)]
+    Rollout(rollout::RolloutCommand),
     /// The nodes that a server has heard of.
     #[command(subcommand)]
     Node(node::NodeCommand),
@@ -61,6 +65,7 @@ pub async fn run(
         OperatorCommand::Root(command) => root::run(command, &client, json).await,
         OperatorCommand::Release(command) => release::run(command, &client, json).await,
         OperatorCommand::Channel(command) => channel::run(command, &client, json).await,
+        OperatorCommand::Rollout(command) => rollout::run(command, &client, json).await,
         OperatorCommand::Node(command) => node::run(command, &client, json).await,
         OperatorCommand::Audit { limit } => node::audit(&client, limit, json).await,
     }

@@ -27,6 +27,12 @@ pub enum NodeCommand {
         /// Its id: 32 hexadecimal digits.
         node: NodeId,
     },
+    /// Say why a node is or is not let go to its channel's release now: all reasons, what to act on first. Ends with 0 where
+    /// it may go, 3 where it has nothing to do, 4 where it waits.
+    Explain {
+        /// Its id: 32 hexadecimal digits.
+        node: NodeId,
+    },
     /// Forget a node's credential: the next one that it shows counts. For a node that lost its state or was installed
     /// anew.
     ResetCredential {
@@ -69,6 +75,7 @@ pub(super) async fn run(command: NodeCommand, client: &Client, json: bool) -> Re
                 show.events.iter().try_for_each(|event| say(format_args!("{}", shown(event).trim_end())))?;
             }
         }
+        NodeCommand::Explain { node } => return super::rollout::explain(client, &node, json).await,
         NodeCommand::ResetCredential { node } => {
             client.delete(&format!("api/v1/nodes/{}/credential", segment(&node))).await?;
             print_done(&node, "may show a new credential", json)?;

@@ -334,8 +334,8 @@ pub async fn used(
     })
 }
 
-/// What came of the nodes that were let go in a rollout: of all, of those of one stage, or of those whose phase began at a
-/// time or later.
+/// What came of the nodes that were let go in a rollout: of all, of those of one stage, or of those whose phase began after a
+/// time.
 ///
 /// # Errors
 /// [`StoreError`] where the database fails.
@@ -347,7 +347,7 @@ pub async fn ended(
 ) -> Result<(Ended, u32), StoreError> {
     let rows: Vec<(String, i64)> = sqlx::query_as(
         "SELECT phase, COUNT(*) FROM rollout_grant WHERE channel = $1 AND number = $2
-         AND ($3 < 0 OR stage = $3) AND phase_at >= $4 GROUP BY phase",
+         AND ($3 < 0 OR stage = $3) AND phase_at > $4 GROUP BY phase",
     )
     .bind(rollout.channel.as_str())
     .bind(to_number(rollout.number))
@@ -377,7 +377,7 @@ pub async fn ended(
 pub async fn failures(conn: &mut Connection, rollout: &Rollout, since: Timestamp) -> Result<u32, StoreError> {
     let failures: i64 = sqlx::query_scalar(
         "SELECT COUNT(*) FROM rollout_grant WHERE channel = $1 AND number = $2
-         AND phase IN ('failed', 'rolled-back', 'silent') AND phase_at >= $3",
+         AND phase IN ('failed', 'rolled-back', 'silent') AND phase_at > $3",
     )
     .bind(rollout.channel.as_str())
     .bind(to_number(rollout.number))

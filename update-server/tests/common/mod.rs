@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test stops at the first thing that does not work")]
 
 pub mod database;
+pub mod fleet;
+pub mod program;
 
 use database::Database;
 use jiff::{SignedDuration, Timestamp};

@@ -1,0 +1,290 @@
+//! Step 4, channel: `updatectl rollout`: how far a release has got, what holds it back, and what an operator does about it.
+
+mod drawn;
+#[cfg(test)]
+mod tests;
+
+use super::{Client, OperatorError, ask, print_json, say, tell};
+use clap::{Args, Subcommand};
+use drawn::{draw, explained, shown};
+use jiff::Timestamp;
+use protocol::id::{Channel, Group, NodeId};
+use protocol::policy_file::PolicyFileErrors;
+use protocol::rollout::{RolloutFile, Share};
+use protocol::status::{Exit, one_line};
+use protocol::version::Version;
+use protocol::wire::{
+    Decision, NodeExplain, RolloutAct, RolloutInfo, RolloutList, RolloutPolicies, RolloutPolicySet, SCHEMA,
+    SimulationReport, SimulationRequest,
+};
+use reqwest::Method;
+use serde_json::json;
+use std::path::{Path, PathBuf};
+
+/// Commands about rollouts.
+#[derive(Debug, Subcommand)]
+pub enum RolloutCommand {
+    /// Show how far the rollouts are, and what the next stage waits for.
+    Show {
+        /// Only this channel's.
+        channel: Option<Channel>,
+        /// Print the policy as a file that rollout set reads, instead.
+        #[arg(long)]
+        policy: bool,
+    },
+    /// Set the policies of the channels that a file names. Other channels keep theirs.
+    Set {
+        /// The file (TOML); docs/rollouts.md describes it.
+        file: PathBuf,
+        /// Why, for the audit log.
+        #[arg(long, value_name = "TEXT", default_value = "updatectl rollout set")]
+        why: String,
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Let no further node go, until resumed. Nodes under way are held when they ask again.
+    Pause(ActOptions),
+    /// Go on after a pause or a halt. Nodes that failed before count no more.
+    Resume(ActOptions),
+    /// Open the next stage, whatever it waits for. After a halt or a pause it opens once resumed.
+    Approve {
+        /// The channel.
+        channel: Channel,
+        /// Why, for the audit log.
+        #[arg(long, value_name = "TEXT")]
+        why: String,
+    },
+    /// Show how a rollout would go over the nodes that the server knows, in virtual time. Changes nothing.
+    Simulate(SimulateOptions),
+}
+
+/// Whose rollout is paused or resumed, and why.
+#[derive(Args, Debug)]
+pub struct ActOptions {
+    /// The channel.
+    channel: Channel,
+    /// Only for this group.
+    #[arg(long)]
+    group: Option<Group>,
+    /// Why, for the audit log.
+    #[arg(long, value_name = "TEXT")]
+    why: String,
+}
+
+/// What a simulation assumes.
+#[derive(Args, Debug)]
+pub struct SimulateOptions {
+    /// The channel.
+    channel: Channel,
+    /// The release; without it the one that the channel points at.
+    #[arg(long)]
+    version: Option<Version>,
+    /// A policy file (TOML) with the channel's policy, instead of the one that is set.
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+    /// What share of the nodes fails, as in 2%.
+    #[arg(long, value_name = "SHARE", default_value = "0%")]
+    failing: Share,
+    /// What share of the nodes falls silent in its reboot.
+    #[arg(long, value_name = "SHARE", default_value = "0%")]
+    silent: Share,
+    /// Chooses which nodes fail, and when nodes ask.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// How often nodes ask, in minutes.
+    #[arg(long, value_name = "MINUTES", default_value_t = 45)]
+    poll_interval: u32,
+    /// How long a node takes from its leave to its confirmation, in minutes.
+    #[arg(long, value_name = "MINUTES", default_value_t = 15)]
+    update_takes: u32,
+    /// How many days to go on at most.
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=366))]
+    days: u64,
+}
+
+pub(super) async fn run(command: RolloutCommand, client: &Client, json: bool) -> Result<Exit, OperatorError> {
+    match command {
+        RolloutCommand::Show { channel, policy: true } => show_policy(client, channel.as_ref(), json).await,
+        RolloutCommand::Show { channel, policy: false } => show(client, channel.as_ref(), json).await,
+        RolloutCommand::Set { file, why, yes } => set(client, &file, &why, yes, json).await,
+        RolloutCommand::Pause(options) => act(client, options, "pause", json).await,
+        RolloutCommand::Resume(options) => act(client, options, "resume", json).await,
+        RolloutCommand::Approve { channel, why } => {
+            act(client, ActOptions { channel, group: None, why }, "approve", json).await
+        }
+        RolloutCommand::Simulate(options) => simulate(client, options, json).await,
+    }
+}
+
+async fn show(client: &Client, channel: Option<&Channel>, json: bool) -> Result<Exit, OperatorError> {
+    let list = match channel {
+        Some(channel) => {
+            let info: RolloutInfo = client.get(&format!("api/v1/rollouts/{channel}")).await?;
+            if json {
+                print_json(&info)?;
+                return Ok(Exit::Done);
+            }
+            vec![info]
+        }
+        None => {
+            let list: RolloutList = client.get("api/v1/rollouts").await?;
+            if json {
+                print_json(&list)?;
+                return Ok(Exit::Done);
+            }
+            list.rollouts
+        }
+    };
+    if list.is_empty() {
+        say(format_args!(
+            "no channel points at a release: updatectl channel set CHANNEL VERSION begins a rollout"
+        ))?;
+    }
+    let now = Timestamp::now();
+    list.iter().try_for_each(|info| say(format_args!("{}", shown(info, now).trim_end())))?;
+    Ok(Exit::Done)
+}
+
+async fn act(client: &Client, options: ActOptions, verb: &str, json: bool) -> Result<Exit, OperatorError> {
+    let ActOptions { channel, group, why } = options;
+    let body = RolloutAct { schema: SCHEMA, group, why };
+    let path = format!("api/v1/rollouts/{channel}/{verb}");
+    let info: RolloutInfo = match client.change(Method::POST, &path, &body).await {
+        // It is as the operator wants it.
+        Err(OperatorError::Server { status: 409, message }) => {
+            if json {
+                print_json(&json!({ "schema": SCHEMA, "changed": false, "reason": message }))?;
+            } else {
+                say(format_args!("nothing to do: {}", one_line(&message)))?;
+            }
+            return Ok(Exit::NothingToDo);
+        }
+        answer => answer?,
+    };
+    if json {
+        print_json(&json!({ "schema": SCHEMA, "changed": true, "rollout": info }))?;
+    } else {
+        say(format_args!("{}", shown(&info, Timestamp::now()).trim_end()))?;
+    }
+    Ok(Exit::Done)
+}
+
+async fn policies(client: &Client) -> Result<(RolloutFile, RolloutPolicies), OperatorError> {
+    let policies: RolloutPolicies = client.get("api/v1/rollout-policy").await?;
+    if policies.file.is_empty() {
+        return Ok((RolloutFile::default(), policies));
+    }
+    let file = RolloutFile::parse(client.server(), &policies.file)
+        .map_err(|errors| OperatorError::Policy(lines(&errors).join("; ")))?;
+    Ok((file, policies))
+}
+
+async fn show_policy(client: &Client, channel: Option<&Channel>, json: bool) -> Result<Exit, OperatorError> {
+    let (mut file, _) = policies(client).await?;
+    if let Some(channel) = channel {
+        // A channel that nobody set a policy for has the default one.
+        let policy = file.channels.remove(channel).unwrap_or_default();
+        file.channels = [(channel.clone(), policy)].into();
+    }
+    if json {
+        print_json(&json!({ "schema": SCHEMA, "channels": file.channels, "file": file.to_string() }))?;
+    } else {
+        say(format_args!("{}", file.to_string().trim_end()))?;
+    }
+    Ok(Exit::Done)
+}
+
+fn lines(errors: &PolicyFileErrors) -> Vec<String> {
+    errors.0.iter().map(ToString::to_string).collect()
+}
+
+/// Reads a file of policies. Of a file with errors all are told, a line each, or together in the one line of a JSON document.
+fn read(path: &Path, json: bool) -> Result<RolloutFile, OperatorError> {
+    let text = std::fs::read_to_string(path).map_err(OperatorError::file(path))?;
+    RolloutFile::parse(&path.display().to_string(), &text).map_err(|errors| {
+        let lines = lines(&errors);
+        if json {
+            return OperatorError::Policy(lines.join("; "));
+        }
+        lines.iter().for_each(|line| tell(format_args!("{}", one_line(line))));
+        let plural = if lines.len() == 1 { "" } else { "s" };
+        OperatorError::Policy(format!(
+            "{} has {} error{plural}; nothing was set",
+            path.display(),
+            lines.len()
+        ))
+    })
+}
+
+async fn set(client: &Client, path: &Path, why: &str, yes: bool, json: bool) -> Result<Exit, OperatorError> {
+    let wanted = read(path, json)?;
+    let (before, seen) = policies(client).await?;
+    let mut after = before.clone();
+    after.channels.extend(wanted.channels.clone());
+    let changes = before.difference(&after);
+    if changes.is_empty() {
+        if json {
+            print_json(&json!({ "schema": SCHEMA, "changed": false }))?;
+        } else {
+            say(format_args!("nothing to do: the server has these policies"))?;
+        }
+        return Ok(Exit::NothingToDo);
+    }
+    changes.iter().for_each(|line| tell(format_args!("{line}")));
+    ask("set this policy?", yes)?;
+    let body = RolloutPolicySet {
+        schema: SCHEMA,
+        replaces: seen.digest,
+        file: wanted.to_string(),
+        why: why.to_owned(),
+    };
+    client.change::<_, RolloutPolicies>(Method::PUT, "api/v1/rollout-policy", &body).await?;
+    if json {
+        print_json(&json!({ "schema": SCHEMA, "changed": true, "changes": changes }))?;
+    } else {
+        say(format_args!("the policy is set; nodes that were let go stay let go"))?;
+    }
+    Ok(Exit::Done)
+}
+
+async fn simulate(client: &Client, options: SimulateOptions, json: bool) -> Result<Exit, OperatorError> {
+    let file = match &options.policy {
+        Some(path) => Some(read(path, json)?.to_string()),
+        None => None,
+    };
+    let body = SimulationRequest {
+        schema: SCHEMA,
+        version: options.version,
+        file,
+        failing: options.failing,
+        silent: options.silent,
+        seed: options.seed,
+        poll_interval_s: options.poll_interval.saturating_mul(60),
+        update_takes_s: options.update_takes.saturating_mul(60),
+        span_s: options.days * 24 * 60 * 60,
+    };
+    let path = format!("api/v1/rollouts/{}/simulate", options.channel);
+    let report: SimulationReport = client.change(Method::POST, &path, &body).await?;
+    if json {
+        print_json(&report)?;
+    } else {
+        say(format_args!("{}", draw(&report).trim_end()))?;
+    }
+    Ok(Exit::Done)
+}
+
+/// `updatectl node explain`.
+pub(super) async fn explain(client: &Client, node: &NodeId, json: bool) -> Result<Exit, OperatorError> {
+    let explain: NodeExplain = client.get(&format!("api/v1/nodes/{node}/explain")).await?;
+    if json {
+        print_json(&explain)?;
+    } else {
+        say(format_args!("{}", explained(&explain).trim_end()))?;
+    }
+    Ok(match explain.decision {
+        Decision::Update => Exit::Done,
+        Decision::None => Exit::NothingToDo,
+        Decision::Hold => Exit::Deferred,
+    })
+}

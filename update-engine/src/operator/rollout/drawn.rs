@@ -1,0 +1,202 @@
+//! Step 4, channel: rollouts as text for people.
+
+use jiff::{SignedDuration, Timestamp};
+use protocol::rollout::{Ended, Rollout, Share, Stage, Stop};
+use protocol::status::one_line;
+use protocol::wire::{Decision, NodeExplain, RolloutInfo, SimulationReport};
+use std::fmt::Write as _;
+
+/// How wide a full bar is, in characters.
+const BAR: u32 = 40;
+/// How many lines of points are drawn at most.
+const LINES: usize = 30;
+
+fn time(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+/// A time that has passed, in its two largest units.
+fn ago(since: Timestamp, now: Timestamp) -> String {
+    let seconds = now.duration_since(since).as_secs().max(0);
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds}s"),
+        (0, 0, minutes) => format!("{minutes}m"),
+        (0, hours, minutes) => format!("{hours}h{minutes:02}m"),
+        (days, hours, _) => format!("{days}d{hours:02}h"),
+    }
+}
+
+/// What is open, in words.
+fn stage(rollout: &Rollout) -> String {
+    let (now, of) = (rollout.stage.saturating_add(1).min(rollout.stages()), rollout.stages());
+    match rollout.open() {
+        Stage::Canary(canary) => format!("stage {now} of {of}: the group {} alone", canary.group),
+        Stage::Wave(wave) if wave.share == Share::ALL => format!("stage {now} of {of}: all nodes"),
+        Stage::Wave(wave) => format!("stage {now} of {of}: {} of the nodes", wave.share),
+    }
+}
+
+fn stopped(what: &str, stop: &Stop) -> String {
+    format!("  {what} since {} by {}: {}\n", time(stop.at), stop.by, one_line(&stop.why))
+}
+
+/// A rollout, in a few lines.
+pub(super) fn shown(info: &RolloutInfo, now: Timestamp) -> String {
+    let RolloutInfo { rollout, counts, next_stage, .. } = info;
+    let share = Share::of(counts.at_version, counts.nodes);
+    let mut text = format!(
+        "{} -> {}  rollout {}, began {} ({} ago)\n",
+        rollout.channel,
+        rollout.version,
+        rollout.number,
+        time(rollout.began_at),
+        ago(rollout.began_at, now)
+    );
+    // Writing to a string does not fail.
+    if let Some(halted) = &rollout.halted {
+        text.push_str(&stopped("HALTED", halted));
+    }
+    if let Some(paused) = &rollout.paused {
+        text.push_str(&stopped("PAUSED", paused));
+    }
+    for (group, paused) in &rollout.paused_groups {
+        text.push_str(&stopped(&format!("PAUSED for group {group}"), paused));
+    }
+    let _ = writeln!(
+        text,
+        "  {}  {} of {} nodes run it ({share})",
+        bar(counts.at_version, counts.nodes),
+        counts.at_version,
+        counts.nodes
+    );
+    let _ = writeln!(text, "  {}, open for {}", stage(rollout), ago(rollout.stage_at, now));
+    let Ended { granted, confirmed, failed, silent } = counts.all;
+    let _ = writeln!(
+        text,
+        "  let go {granted}: {} under way, {confirmed} confirmed, {failed} failed, {silent} silent, {} lost",
+        counts.in_flight, counts.lost
+    );
+    for (at, line) in next_stage.iter().enumerate() {
+        let _ = writeln!(
+            text,
+            "  {} {line}",
+            if at == 0 { "next stage waits for" } else { "                 and" }
+        );
+    }
+    text
+}
+
+/// A bar of a share of a whole.
+fn bar(part: u32, whole: u32) -> String {
+    let filled = u64::from(part) * u64::from(BAR) / u64::from(whole.max(1));
+    let filled = usize::try_from(filled.min(BAR.into())).unwrap_or(0);
+    let width = usize::try_from(BAR).unwrap_or(0);
+    format!("[{}{}]", "#".repeat(filled), ".".repeat(width - filled))
+}
+
+/// A simulation: a bar for each point of time, and what happened.
+pub(super) fn draw(report: &SimulationReport) -> String {
+    let mut text = format!(
+        "{} -> {}: {} nodes would go, from {} on\n",
+        report.channel,
+        report.version,
+        report.nodes,
+        time(report.began_at)
+    );
+    if report.left_behind > 0 {
+        let _ =
+            writeln!(text, "{} nodes have no way to it: updatectl channel set says why", report.left_behind);
+    }
+    let _ = writeln!(
+        text,
+        "{:>9}  {:42} {:>8} {:>8} {:>7}  HELD BACK BY",
+        "AFTER", "CONFIRMED", "", "UNDERWAY", "FAILED"
+    );
+    // Every so-manieth, and the last one.
+    let every = report.points.len().div_ceil(LINES).max(1);
+    for (at, point) in report.points.iter().enumerate() {
+        if at % every != 0 && at + 1 != report.points.len() {
+            continue;
+        }
+        let line = format!(
+            "{:>9}  {} {:>8} {:>8} {:>7}  {}",
+            ago(report.began_at, point.at),
+            bar(point.ended.confirmed, report.nodes),
+            point.ended.confirmed,
+            point.in_flight,
+            point.ended.failed + point.ended.silent,
+            one_line(&point.held_by)
+        );
+        let _ = writeln!(text, "{}", line.trim_end());
+    }
+    for event in &report.events {
+        let _ = writeln!(text, "{}", one_line(event));
+    }
+    match (&report.halted, report.done_at, report.points.last()) {
+        (Some(why), _, Some(last)) => {
+            let _ = writeln!(
+                text,
+                "halts with {} of {} nodes let go: {}",
+                last.ended.granted,
+                report.nodes,
+                one_line(why)
+            );
+        }
+        (_, Some(done), _) => {
+            let _ = writeln!(text, "done after {}", ago(report.began_at, done));
+        }
+        (_, None, Some(last)) => {
+            let after = last.at.duration_since(report.began_at);
+            let days = after.as_secs() / SignedDuration::from_hours(24).as_secs();
+            let _ = writeln!(
+                text,
+                "not done after {days} days: {} of {} nodes were let go",
+                last.ended.granted, report.nodes
+            );
+        }
+        (_, None, None) => {}
+    }
+    text
+}
+
+/// Why a node is or is not let go.
+pub(super) fn explained(explain: &NodeExplain) -> String {
+    let node = &explain.node;
+    let mut text = format!(
+        "{}  {} of group {} on {}, {}, last heard of {}\n",
+        node.node,
+        node.version,
+        node.group,
+        node.channel,
+        node.state,
+        time(node.last_seen)
+    );
+    let version = explain.version.as_ref().map_or_else(|| "the release".to_owned(), ToString::to_string);
+    match explain.decision {
+        Decision::Update => {
+            let _ = writeln!(text, "may go to {version}: {}", one_line(&explain.reason));
+        }
+        Decision::None => {
+            let _ = writeln!(text, "has nothing to do: {}", one_line(&explain.reason));
+        }
+        Decision::Hold if explain.because.is_empty() => {
+            let _ = writeln!(text, "waits to go to {version}: {}", one_line(&explain.reason));
+        }
+        Decision::Hold => {
+            let _ = writeln!(text, "waits to go to {version}:");
+            for (at, reason) in explain.because.iter().enumerate() {
+                let _ = writeln!(text, "  {}. {}", at + 1, one_line(&reason.to_string()));
+            }
+        }
+    }
+    if let Some(grant) = &explain.grant {
+        let (phase, at) = (grant.phase, time(grant.phase_at));
+        let _ =
+            writeln!(text, "let go to {} at {}: {phase} since {at}", grant.version, time(grant.granted_at));
+    }
+    if let Some(place) = explain.place {
+        let _ = writeln!(text, "stands at {place} of the nodes in this rollout");
+    }
+    text
+}
