@@ -1,6 +1,10 @@
 //! A server with a clock that tests own, and an operator with keys.
 #![allow(dead_code, unreachable_pub, reason = "each test program uses a part of it")]
-#![allow(clippy::unwrap_used, reason = "a test stops at the first thing that does not work")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test stops at the first thing that does not work"
+)]
 
 pub mod database;
 pub mod fleet;
