@@ -113,7 +113,7 @@ pub struct UpdateAnswer {
     pub schema: u32,
     /// What to do.
     pub decision: Decision,
-    /// The version to go to, with [`Decision::Update`].
+    /// The version to go to, with [`Decision::Update`]; the one that it waits for, with [`Decision::Hold`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<Version>,
     /// For a person: why.

@@ -227,7 +227,11 @@ const fn is_failure(phase: GrantPhase) -> bool {
 async fn step(conn: &mut Connection, key: &GrantKey, now: Timestamp) -> Result<(), StoreError> {
     let rollout = stored::find(conn, &key.channel).await?.filter(|rollout| rollout.number == key.number);
     let Some(rollout) = rollout else { return Ok(()) };
-    let counts = Counts { since: failed_since(conn, &rollout).await?, ..Counts::default() };
+    let mut counts = Counts { since: failed_since(conn, &rollout).await?, ..Counts::default() };
+    if matches!(rollout.open(), Stage::Canary(_)) {
+        counts.stage =
+            stored::ended(conn, &rollout, Some(rollout.stage), Some(rollout.counted_from)).await?.0;
+    }
     let next = advance(&rollout, &counts, now).filter(|next| next.halted.is_some());
     match next {
         Some(next) => write(conn, &rollout, &next).await,
@@ -266,7 +270,9 @@ async fn counts(
 ) -> Result<Counts, StoreError> {
     let mut counts = Counts { since: failed_since(conn, rollout).await?, ..Counts::default() };
     if !rollout.is_last_stage() {
-        counts.stage = stored::ended(conn, rollout, Some(rollout.stage), None).await?.0;
+        // What failed before an operator resumed it is forgiven, in the canary group too.
+        let since = matches!(rollout.open(), Stage::Canary(_)).then_some(rollout.counted_from);
+        counts.stage = stored::ended(conn, rollout, Some(rollout.stage), since).await?.0;
         if wants_waiting(rollout, &counts, now) {
             counts.waiting = Some(waiting(conn, view, rollout, now).await?);
         }

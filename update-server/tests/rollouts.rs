@@ -124,6 +124,25 @@ async fn canaries_then_waves_and_the_clock_decides() {
 }
 
 #[tokio::test]
+async fn a_canary_that_fails_halts_it_at_once() {
+    let (server, admin) = rolling("[channel.stable.canary]\ngroup = \"canary\"\n").await;
+    let mut canaries: Vec<Node> = (0..3).map(|n| Node::new(&admin, n, "canary")).collect();
+    for canary in &canaries {
+        assert!(canary.may_go().await);
+    }
+    canaries[0].tell(&[EventKind::RolledBack]).await;
+    let halted = rollout(&admin).await.rollout.halted.unwrap();
+    assert_eq!(halted.why, "1 of 3 nodes of the canary group canary failed");
+    let _: protocol::wire::RolloutInfo = done(act(&admin, "resume", None).await).await;
+    pass(&server, 61).await;
+    assert_eq!(rollout(&admin).await.rollout.halted, None);
+    canaries[1].confirm().await;
+    canaries[2].confirm().await;
+    pass(&server, 1).await;
+    assert!(Node::new(&admin, 9, "web").may_go().await, "the failed one is forgiven");
+}
+
+#[tokio::test]
 async fn silence_in_the_reboot_counts_as_failure_and_a_late_word_takes_it_back() {
     let (server, admin) =
         rolling("silent_after = \"30m\"\nlost_after = \"3h\"\n[channel.stable.halt]\nfailures = 2\n").await;

@@ -1,6 +1,6 @@
 //! Step 4, channel: what time and results do to a rollout: it halts, or its next stage opens.
 
-use super::document::{Counts, Rollout, Stage, Stop};
+use super::document::{Counts, Ended, Rollout, Stage, Stop};
 use super::share::Share;
 use jiff::{SignedDuration, Timestamp};
 
@@ -36,7 +36,7 @@ pub fn advance(rollout: &Rollout, counts: &Counts, now: Timestamp) -> Option<Rol
     if rollout.halted.is_some() {
         return None;
     }
-    if let Some(why) = too_many_failures(rollout, counts) {
+    if let Some(why) = too_many_failures(rollout, counts).or_else(|| canary_failed(rollout, counts)) {
         let halted = Some(Stop { at: now, by: "server".to_owned(), why });
         return Some(Rollout { halted, ..rollout.clone() });
     }
@@ -101,6 +101,17 @@ pub fn next_stage(rollout: &Rollout, counts: &Counts, now: Timestamp) -> Vec<Str
         waits.push("a first node of this stage that confirms the release".to_owned());
     }
     waits
+}
+
+/// The canary group is there to find out: where so many of it failed that the share that must confirm the release cannot be
+/// reached, nobody waits for it in vain.
+fn canary_failed(rollout: &Rollout, counts: &Counts) -> Option<String> {
+    let Stage::Canary(canary) = rollout.open() else { return None };
+    let Ended { granted, .. } = counts.stage;
+    let failures = counts.stage.failures();
+    let reachable = canary.confirmed.is_reached_by(granted.saturating_sub(failures), granted);
+    (failures > 0 && !reachable)
+        .then(|| format!("{failures} of {granted} nodes of the canary group {} failed", canary.group))
 }
 
 fn too_many_failures(rollout: &Rollout, counts: &Counts) -> Option<String> {

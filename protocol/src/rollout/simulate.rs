@@ -13,8 +13,8 @@ use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
 /// The grain of the virtual time, in seconds: nodes ask, updates end and stages open at its multiples.
 const STEP_S: u32 = 60;
-/// How many points are reported.
-const POINTS: u64 = 60;
+/// How many points are reported at most. Where there would be more, every other one is left out.
+const POINTS: usize = 128;
 
 /// What is assumed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,7 +126,7 @@ pub fn simulate(rollout: Rollout, nodes: Vec<(NodeId, Group)>, assumed: &Assumed
     let began = rollout.began_at;
     let steps = assumed.span_s / u64::from(STEP_S);
     let mut world = World::new(rollout, nodes, assumed);
-    let (mut points, mut done_at) = (Vec::new(), None);
+    let (mut points, mut done_at, mut every) = (Vec::new(), None, 1);
     for step in 0..=steps {
         let at = i64::try_from(step * u64::from(STEP_S)).unwrap_or(i64::MAX);
         let Ok(now) = began.checked_add(SignedDuration::from_secs(at)) else { break };
@@ -137,8 +137,12 @@ pub fn simulate(rollout: Rollout, nodes: Vec<(NodeId, Group)>, assumed: &Assumed
         if over && world.waiting.is_empty() {
             done_at = Some(now);
         }
-        if over || step == steps || step % (steps / POINTS).max(1) == 0 {
+        if over || step == steps || step % every == 0 {
             points.push(world.point(now));
+        }
+        if points.len() > POINTS {
+            every *= 2;
+            points = points.into_iter().step_by(2).collect();
         }
         if over {
             break;

@@ -134,6 +134,10 @@ fn canaries_go_alone_until_one_has_confirmed() {
         None,
         "an empty group proves nothing"
     );
+    let failed = Ended { granted: 3, confirmed: 1, failed: 1, silent: 0 };
+    let halted =
+        advance(&begun, &Counts { stage: failed, since: failed, ..none }, start()).unwrap().halted.unwrap();
+    assert_eq!(halted.why, "1 of 3 nodes of the canary group canary failed");
     let wave = advance(&begun, &confirmed(2, 2), after(1800)).unwrap();
     assert_eq!(wave.share(), Share::percent(1));
     assert_eq!(reasons(&wave, 1, "canary", &none, Used::default(), after(1800)), [], "canaries go on");

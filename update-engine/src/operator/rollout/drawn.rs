@@ -63,13 +63,13 @@ pub(super) fn shown(info: &RolloutInfo, now: Timestamp) -> String {
     for (group, paused) in &rollout.paused_groups {
         text.push_str(&stopped(&format!("PAUSED for group {group}"), paused));
     }
-    let _ = writeln!(
-        text,
-        "  {}  {} of {} nodes run it ({share})",
-        bar(counts.at_version, counts.nodes),
-        counts.at_version,
-        counts.nodes
-    );
+    match counts.nodes {
+        0 => text.push_str("  no node of this channel was heard of in the last 30 days\n"),
+        nodes => {
+            let (bar, at_version) = (bar(counts.at_version, nodes), counts.at_version);
+            let _ = writeln!(text, "  {bar}  {at_version} of {nodes} nodes run it ({share})");
+        }
+    }
     let _ = writeln!(text, "  {}, open for {}", stage(rollout), ago(rollout.stage_at, now));
     let Ended { granted, confirmed, failed, silent } = counts.all;
     let _ = writeln!(
@@ -107,6 +107,10 @@ pub(super) fn draw(report: &SimulationReport) -> String {
     if report.left_behind > 0 {
         let _ =
             writeln!(text, "{} nodes have no way to it: updatectl channel set says why", report.left_behind);
+    }
+    if report.nodes == 0 {
+        text.push_str("nothing to simulate: no node that the server knows would go\n");
+        return text;
     }
     let _ = writeln!(
         text,
