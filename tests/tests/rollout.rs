@@ -82,12 +82,12 @@ fn a_canary_first_then_the_others_one_by_one() {
     web.boot().unwrap();
     web.engine(&[]).unwrap().ok().unwrap();
     goes(&mut db);
-    let info = rollout(&small.world);
-    assert_eq!(
-        (info.counts.all.confirmed, info.counts.in_flight, info.counts.at_version),
-        (3, 0, 2),
-        "{info:?}"
-    );
+    // What a node runs is what it said when it last asked.
+    for node in [&canary, &web, &db] {
+        node.engine(&[]).unwrap().expect_code(3).unwrap();
+    }
+    let RolloutInfo { counts, .. } = rollout(&small.world);
+    assert_eq!((counts.all.confirmed, counts.in_flight, counts.at_version), (3, 0, 3), "{counts:?}");
 }
 
 /// A node's id, as its state folder has it.
