@@ -11,7 +11,7 @@
 //! ```
 
 use crate::auth::{self, Role};
-use crate::payloads::PayloadFolder;
+use crate::payloads::Payloads;
 use crate::store::audit::{self, Change};
 use crate::store::tokens::{self, Token};
 use crate::store::{DatabaseUrl, Place, Store, StoreError};
@@ -87,8 +87,8 @@ pub enum DataDirError {
 pub struct DataDir {
     /// The database.
     pub store: Store,
-    /// The payload folder.
-    pub payloads: PayloadFolder,
+    /// Where the payloads are.
+    pub payloads: Payloads,
     /// The keys that the server signs with.
     pub keys: OnlineKeys,
     /// Released by the system when the process ends, however it ends.
@@ -142,7 +142,7 @@ pub async fn init(folder: &Path, database: Option<&DatabaseUrl>, now: Timestamp)
     let keys = OnlineKeys::generate()?;
     keys.save(&folder.join(KEYS))?;
     keys.public().save(&folder.join(PUBLIC_KEYS))?;
-    PayloadFolder::open(&folder.join("payloads")).map_err(io_error(&folder.join("payloads")))?;
+    Payloads::in_folder(&folder.join("payloads")).map_err(io_error(&folder.join("payloads")))?;
     let store = match postgres {
         Some(store) => store,
         None => open_place(place(folder, database), true).await?,
@@ -218,7 +218,7 @@ impl DataDir {
         }
         let store = open_store(folder, database).await?;
         let payloads =
-            PayloadFolder::open(&folder.join("payloads")).map_err(io_error(&folder.join("payloads")))?;
+            Payloads::in_folder(&folder.join("payloads")).map_err(io_error(&folder.join("payloads")))?;
         let keys = OnlineKeys::load(&folder.join(KEYS))?;
         Ok(Self { store, payloads, keys, _lock: lock })
     }

@@ -1,5 +1,6 @@
 //! What a request can fail with, and how it is told: a status and an [`ErrorBody`].
 
+use crate::payloads::PayloadError;
 use crate::repository::PublishError;
 use crate::store::StoreError;
 use axum::Json;
@@ -67,12 +68,21 @@ impl From<StoreError> for ApiError {
     }
 }
 
+impl From<PayloadError> for ApiError {
+    fn from(error: PayloadError) -> Self {
+        match error {
+            PayloadError::Io(_) => Self::internal(error),
+        }
+    }
+}
+
 impl From<PublishError> for ApiError {
     fn from(error: PublishError) -> Self {
         match error {
             PublishError::Refused(_) | PublishError::Untrusted(_) => Self::Invalid(chain(&error)),
             PublishError::Conflict(message) => Self::Conflict(message),
             PublishError::Missing(message) => Self::NotFound(message),
+            PublishError::Payloads(error) => error.into(),
             PublishError::Store(error) => Self::internal(error),
             PublishError::Signing(error) => Self::internal(error),
         }

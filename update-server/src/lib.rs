@@ -13,7 +13,7 @@
 //! | [`locks`] | the reboot locks: each command applied and written by compare-and-swap |
 //! | [`policies`] | the locks' policies as a whole, and nodes that are gone for good |
 //! | [`credentials`] | whether a node is who it says |
-//! | [`payloads`] | the payload folder: streamed in and out |
+//! | [`payloads`] | where the payloads are: streamed in and out |
 //! | [`checkins`] | signs of life, gathered |
 //! | [`store`] | the database; all SQL |
 //! | [`cli`] | the commands and what they print |

@@ -4,7 +4,7 @@ use crate::checkins::CheckIns;
 use crate::credentials::Credentials;
 use crate::data_dir::DataDir;
 use crate::locks;
-use crate::payloads::PayloadFolder;
+use crate::payloads::Payloads;
 use crate::repository::Repository;
 use crate::rollouts;
 use crate::routes;
@@ -44,7 +44,7 @@ pub struct App {
 
 struct Inner {
     store: Store,
-    payloads: PayloadFolder,
+    payloads: Payloads,
     repository: Repository,
     checkins: CheckIns,
     credentials: Credentials,
@@ -95,9 +95,9 @@ impl App {
         &self.inner.store
     }
 
-    /// The payload folder.
+    /// Where the payloads are.
     #[must_use]
-    pub fn payloads(&self) -> &PayloadFolder {
+    pub fn payloads(&self) -> &Payloads {
         &self.inner.payloads
     }
 

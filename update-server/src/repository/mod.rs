@@ -9,8 +9,8 @@ mod push;
 mod seal;
 
 use crate::decision::{self, Candidate};
-use crate::payloads::PayloadFolder;
 use crate::rollouts;
+use crate::payloads::{PayloadError, Payloads};
 use crate::store::audit::{self, Change};
 use crate::store::releases::Release;
 use crate::store::{Connection, Store, StoreError, channels, documents, releases};
@@ -42,7 +42,10 @@ pub enum PublishError {
     /// What the request names is not there.
     #[error("{0}")]
     Missing(String),
-    /// The database or the payload folder failed.
+    /// Whether a payload is there is not known.
+    #[error(transparent)]
+    Payloads(#[from] PayloadError),
+    /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The server's own metadata cannot be signed.
@@ -109,7 +112,7 @@ pub struct Wish<'a> {
 #[derive(Debug)]
 pub struct Repository {
     store: Store,
-    payloads: PayloadFolder,
+    payloads: Payloads,
     keys: OnlineKeys,
     lifetimes: Lifetimes,
     view: RwLock<Arc<View>>,
@@ -122,7 +125,7 @@ impl Repository {
     ///
     /// # Errors
     /// [`StoreError`] where what is published cannot be read.
-    pub async fn open(store: Store, payloads: PayloadFolder, keys: OnlineKeys) -> Result<Self, StoreError> {
+    pub async fn open(store: Store, payloads: Payloads, keys: OnlineKeys) -> Result<Self, StoreError> {
         let view = View::load(&mut *store.read_at_once().await?).await?;
         Ok(Self {
             store,

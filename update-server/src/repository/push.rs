@@ -329,8 +329,7 @@ impl Repository {
         let manifest = Manifest::parse(&bytes, &version, &arch)
             .map_err(|error| PublishError::Refused(crate::error::chain(&error)))?;
         for payload in &manifest.payloads {
-            let held = self.payloads.holds(&payload.sha256, payload.size).await;
-            if !held.map_err(|error| StoreError::Sql(error.into()))? {
+            if !self.payloads.holds(&payload.sha256, payload.size).await? {
                 return Err(PublishError::Conflict(format!(
                     "the server has no payload {} of {} bytes, which {path} names: upload it first",
                     payload.sha256, payload.size

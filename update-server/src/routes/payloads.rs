@@ -4,7 +4,8 @@ use super::Segment;
 use super::node::{IMMUTABLE, not_modified};
 use crate::auth::{Actor, Role};
 use crate::error::{ApiError, chain};
-use crate::payloads::{self, UploadError, Wanted};
+use crate::payloads::range::{Wanted, wanted};
+use crate::payloads::{PayloadError, UploadError};
 use crate::server::App;
 use crate::store::StoreError;
 use crate::store::audit::{self, Change};
@@ -22,9 +23,10 @@ pub(super) async fn download(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let digest: Sha256 = segment.parse()?;
-    let Some((file, len)) = app.payloads().read(&digest).await.map_err(ApiError::internal)? else {
+    let Some(payload) = app.payloads().read(&digest).await? else {
         return Err(ApiError::NotFound(format!("there is no payload {digest}")));
     };
+    let len = payload.len;
     let etag = format!("\"{digest}\"");
     let common = [
         (header::ETAG, etag.clone()),
@@ -37,7 +39,7 @@ pub(super) async fn download(
     let text = |name| headers.get(name).and_then(|value: &header::HeaderValue| value.to_str().ok());
     // A range of another file than this one is no use to the client (RFC 9110, 13.1.5).
     let same = text(header::IF_RANGE).is_none_or(|tag| tag == etag);
-    let wanted = payloads::wanted(text(header::RANGE).filter(|_| same), len);
+    let wanted = wanted(text(header::RANGE).filter(|_| same), len);
     let (status, part) = match wanted {
         Wanted::Unsatisfiable => {
             let message = format!("the payload is {len} bytes long: expected a range inside it");
@@ -54,7 +56,7 @@ pub(super) async fn download(
         (header::CONTENT_LENGTH, (part.end - part.start).to_string()),
         (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
     ];
-    let body = payloads::body(file, &part).await.map_err(ApiError::internal)?;
+    let body = payload.body(part.clone()).await?;
     let mut response = (status, common, length, body).into_response();
     if status == StatusCode::PARTIAL_CONTENT {
         let value = format!("bytes {}-{}/{len}", part.start, part.end - 1);
@@ -73,10 +75,11 @@ pub(super) async fn upload(
     actor.require(Role::Publisher)?;
     let digest: Sha256 = segment.parse()?;
     let size = app.payloads().receive(digest, body).await.map_err(|error| match error {
-        UploadError::Io(source) if source.kind() == io::ErrorKind::StorageFull => ApiError::Full(
-            "the server's disk is full: nothing was stored; make room and upload it again".to_owned(),
-        ),
-        UploadError::Io(_) => ApiError::internal(error),
+        UploadError::Store(PayloadError::Io(source)) if source.kind() == io::ErrorKind::StorageFull => {
+            let line = "the server's disk is full: nothing was stored; make room and upload it again";
+            ApiError::Full(line.to_owned())
+        }
+        UploadError::Store(error) => error.into(),
         UploadError::Mismatch { .. } | UploadError::BrokenOff { .. } => ApiError::Invalid(chain(&error)),
     })?;
     let mut change = app.store().write().await?;
