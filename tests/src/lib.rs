@@ -9,6 +9,7 @@
 //! - [`etcd`] is an etcd cluster that can be frozen and killed.
 //! - [`lock_server`] is an update server whose reboot locks are in use.
 //! - [`postgres`] is a PostgreSQL with fresh databases.
+//! - `s3` is an S3 server with an empty bucket (feature `s3`).
 //! - [`blockdev`] puts a disk file behind a loop device.
 //! - [`vm`] boots: firmware, loader, kernel and engine in virtual machines.
 
@@ -22,6 +23,8 @@ pub mod node;
 pub mod postgres;
 pub mod process;
 pub mod programs;
+#[cfg(feature = "s3")]
+pub mod s3;
 pub mod small;
 pub mod vm;
 pub mod world;

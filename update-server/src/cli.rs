@@ -2,6 +2,7 @@
 
 use crate::auth::{self, Role};
 use crate::data_dir::{self, DataDir, DataDirError};
+use crate::payloads::BucketPlace;
 use crate::server::{App, system_clock};
 use crate::store::audit::{self, Change};
 use crate::store::{DatabaseUrl, Store, tokens};
@@ -44,11 +45,16 @@ enum Command {
         /// The address to listen on; port 0 takes a free one. Printed on stdout once it is bound.
         #[arg(long, default_value = "127.0.0.1:8400")]
         listen: String,
+        /// Keep the payloads in an S3 bucket instead of the folder: s3://BUCKET/PREFIX. Keys, region and server come from the
+        /// environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL, AWS_ALLOW_HTTP.
+        #[arg(long, env = "UPDATE_SERVER_PAYLOAD_STORE", value_name = "ADDRESS")]
+        payload_store: Option<String>,
     },
     /// Tokens of operators.
     #[command(subcommand)]
     Token(TokenCommand),
-    /// Write a consistent copy of the SQLite database, while the server may run. Copy online-keys/ and payloads/ as files.
+    /// Write a consistent copy of the SQLite database, while the server may run. Copy online-keys/ and, if
+    /// they are there, payloads/ as files.
     Backup {
         #[command(flatten)]
         data: DataDirArgs,
@@ -148,7 +154,9 @@ pub async fn run(cli: Cli) -> Result<Exit> {
     let json = cli.json;
     match cli.command {
         Command::Init(data) => init(&data, json).await,
-        Command::Serve { data, listen } => serve(&data, &listen, json).await,
+        Command::Serve { data, listen, payload_store } => {
+            serve(&data, &listen, payload_store.as_deref(), json).await
+        }
         Command::Token(TokenCommand::Create { data, name, role, expires }) => {
             create_token(&data, &name, role, expires, json).await
         }
@@ -184,8 +192,14 @@ async fn init(data: &DataDirArgs, json: bool) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-async fn serve(data: &DataDirArgs, listen: &str, json: bool) -> Result<Exit> {
-    let data = DataDir::open(&data.data_dir, data.database().as_ref()).await?;
+async fn serve(data: &DataDirArgs, listen: &str, payload_store: Option<&str>, json: bool) -> Result<Exit> {
+    // Not std::env::vars, which panics where one of them is not UTF-8.
+    let variables =
+        std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
+    // An empty variable is none.
+    let address = payload_store.filter(|address| !address.is_empty());
+    let bucket = address.map(|address| BucketPlace::new(address, variables)).transpose()?;
+    let data = DataDir::open(&data.data_dir, data.database().as_ref(), bucket.as_ref()).await?;
     let app = App::new(&data, system_clock()).await.context("cannot read what is published")?;
     app.renew().await;
     let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
@@ -304,7 +318,7 @@ async fn backup(data: &DataDirArgs, out: &Path, json: bool) -> Result<Exit> {
     if data.database().is_some() {
         // It does that better, and backup systems know it.
         let line = "backup copies SQLite only: expected no --database-url; with PostgreSQL use pg_dump --format=custom, and copy \
-                    online-keys/ and payloads/ as files";
+                    online-keys/ and, if they are there, payloads/ as files";
         print_failure(line, json);
         writeln!(io::stderr(), "update-server: {line}").context("cannot write to stderr")?;
         return Ok(Exit::Usage);

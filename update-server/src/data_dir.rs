@@ -3,7 +3,7 @@
 //! ```text
 //! server.db               SQLite: metadata, releases, channels, nodes, events, tokens, audit log; not there where they are
 //!                         in PostgreSQL
-//! payloads/<sha256>       the payload files
+//! payloads/<sha256>       the payload files; not used where they are in a bucket
 //! online-keys/            the keys that the server signs with (0600)
 //! online-keys.pub.json    their public halves, for image-tools keys init
 //! admin-token             a token of role operator (0600)
@@ -11,7 +11,7 @@
 //! ```
 
 use crate::auth::{self, Role};
-use crate::payloads::Payloads;
+use crate::payloads::{BucketError, BucketPlace, Payloads};
 use crate::store::audit::{self, Change};
 use crate::store::tokens::{self, Token};
 use crate::store::{DatabaseUrl, Place, Store, StoreError};
@@ -74,6 +74,9 @@ pub enum DataDirError {
         #[source]
         source: StoreError,
     },
+    /// The bucket with the payloads.
+    #[error(transparent)]
+    Bucket(#[from] BucketError),
     /// The online keys.
     #[error("cannot use the server's own keys")]
     Keys(#[from] KeyError),
@@ -202,12 +205,27 @@ fn check_made(folder: &Path, database: Option<&DatabaseUrl>) -> Result<(), DataD
     }
 }
 
+/// A server that is moved to a bucket serves what is there, and releases may name what is not.
+fn warn_of_files(folder: &Path, place: &BucketPlace) {
+    let files = std::fs::read_dir(folder).map_or(0, |entries| entries.count());
+    if files > 0 {
+        tracing::warn!(
+            "{} holds {files} files, which are not served: copy them to {place} if releases need them, and remove them",
+            folder.display()
+        );
+    }
+}
+
 impl DataDir {
-    /// Opens a data directory to serve from it.
+    /// Opens a data directory to serve from it, with its payloads in `bucket` if that is given.
     ///
     /// # Errors
     /// [`DataDirError`], also where another server runs on it.
-    pub async fn open(folder: &Path, database: Option<&DatabaseUrl>) -> Result<Self, DataDirError> {
+    pub async fn open(
+        folder: &Path,
+        database: Option<&DatabaseUrl>,
+        bucket: Option<&BucketPlace>,
+    ) -> Result<Self, DataDirError> {
         check_made(folder, database)?;
         let path = folder.join("lock");
         let lock = File::options().create(true).append(true).open(&path).map_err(io_error(&path))?;
@@ -217,8 +235,14 @@ impl DataDir {
             Err(TryLockError::Error(source)) => return Err(DataDirError::Io { path, source }),
         }
         let store = open_store(folder, database).await?;
-        let payloads =
-            Payloads::in_folder(&folder.join("payloads")).map_err(io_error(&folder.join("payloads")))?;
+        let path = folder.join("payloads");
+        let payloads = match bucket {
+            Some(place) => {
+                warn_of_files(&path, place);
+                Payloads::in_bucket(place).await?
+            }
+            None => Payloads::in_folder(&path).map_err(io_error(&path))?,
+        };
         let keys = OnlineKeys::load(&folder.join(KEYS))?;
         Ok(Self { store, payloads, keys, _lock: lock })
     }

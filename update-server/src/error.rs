@@ -1,6 +1,6 @@
 //! What a request can fail with, and how it is told: a status and an [`ErrorBody`].
 
-use crate::payloads::PayloadError;
+use crate::payloads::{BucketError, PayloadError};
 use crate::repository::PublishError;
 use crate::store::StoreError;
 use axum::Json;
@@ -33,6 +33,9 @@ pub enum ApiError {
     /// 503: not now; the same request may well succeed a little later.
     #[error("{0}")]
     Unavailable(String),
+    /// 503: the payload store. The client is told no more than that; the log has the cause.
+    #[error("the payload store {}: try again later; the server's log says why", .0.problem)]
+    Payloads(#[source] BucketError),
     /// 507: the disk is full.
     #[error("{0}")]
     Full(String),
@@ -55,7 +58,7 @@ impl ApiError {
             Self::NotFound(_) => (StatusCode::NOT_FOUND, "not-found"),
             Self::Conflict(_) => (StatusCode::CONFLICT, "conflict"),
             Self::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "too-large"),
-            Self::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
+            Self::Unavailable(_) | Self::Payloads(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
             Self::Full(_) => (StatusCode::INSUFFICIENT_STORAGE, "full"),
             Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
         }
@@ -72,6 +75,7 @@ impl From<PayloadError> for ApiError {
     fn from(error: PayloadError) -> Self {
         match error {
             PayloadError::Io(_) => Self::internal(error),
+            PayloadError::Bucket(error) => Self::Payloads(error),
         }
     }
 }

@@ -80,6 +80,12 @@ impl Folder {
         }
     }
 
+    /// Whether the folder is there.
+    pub(super) async fn ready(&self) -> io::Result<()> {
+        let found = tokio::fs::metadata(&self.path).await?;
+        if found.is_dir() { Ok(()) } else { Err(io::ErrorKind::NotADirectory.into()) }
+    }
+
     /// Whether the payload is there with `size` bytes.
     pub(super) async fn holds(&self, digest: &Sha256, size: u64) -> io::Result<bool> {
         match tokio::fs::metadata(self.file(digest)).await {

@@ -5,15 +5,19 @@
 
 mod folder;
 pub mod range;
+mod s3;
 
 use axum::body::{Body, Bytes};
 use folder::Folder;
 use futures::StreamExt as _;
 use protocol::digest::Sha256;
+use s3::Bucket;
 use std::io;
 use std::ops::Range;
 use std::path::Path;
 use tokio::sync::{mpsc, oneshot};
+
+pub use s3::{AddressError, BucketError, BucketPlace, Problem};
 
 /// Pieces of an upload that wait to be stored. A piece is what one read of the connection gave, at most about 400 KiB.
 const QUEUE: usize = 4;
@@ -39,9 +43,23 @@ pub enum UploadError {
         /// How much came.
         received: u64,
     },
+    /// It is longer than the store takes.
+    #[error(
+        "the payload has more than {limit} bytes: expected at most that, which is what S3 takes; nothing was stored"
+    )]
+    TooLarge {
+        /// What it takes, in bytes.
+        limit: u64,
+    },
     /// It cannot be stored.
     #[error("the payload cannot be stored")]
     Store(#[from] PayloadError),
+}
+
+impl From<BucketError> for UploadError {
+    fn from(error: BucketError) -> Self {
+        Self::Store(error.into())
+    }
 }
 
 impl From<io::Error> for UploadError {
@@ -56,6 +74,9 @@ pub enum PayloadError {
     /// The folder, or its disk: it failed or is full.
     #[error("the payload folder cannot be used")]
     Io(#[from] io::Error),
+    /// The bucket.
+    #[error(transparent)]
+    Bucket(#[from] BucketError),
 }
 
 /// Where the payloads are, each named by its digest.
@@ -67,6 +88,7 @@ pub struct Payloads {
 #[derive(Clone, Debug)]
 enum Kind {
     Folder(Folder),
+    Bucket(Bucket),
 }
 
 /// A payload that is there.
@@ -80,6 +102,7 @@ pub struct Payload {
 #[derive(Debug)]
 enum Source {
     File(tokio::fs::File),
+    Object(Bucket, Sha256),
 }
 
 impl Payloads {
@@ -90,6 +113,25 @@ impl Payloads {
     /// Where the folder cannot be made or read.
     pub fn in_folder(path: &Path) -> io::Result<Self> {
         Ok(Self { kind: Kind::Folder(Folder::open(path)?) })
+    }
+
+    /// Payloads as objects of a bucket, once it was seen to be usable.
+    ///
+    /// # Errors
+    /// [`BucketError`].
+    pub async fn in_bucket(place: &BucketPlace) -> Result<Self, BucketError> {
+        Ok(Self { kind: Kind::Bucket(Bucket::open(place).await?) })
+    }
+
+    /// Whether payloads can be served now. A bucket is asked every few seconds at most.
+    ///
+    /// # Errors
+    /// [`PayloadError`], if not.
+    pub async fn ready(&self) -> Result<(), PayloadError> {
+        match &self.kind {
+            Kind::Folder(folder) => Ok(folder.ready().await?),
+            Kind::Bucket(bucket) => Ok(bucket.ready().await?),
+        }
     }
 
     /// Stores a body as the payload `digest`. When this returns the length, in bytes, the payload is durable under its
@@ -105,6 +147,7 @@ impl Payloads {
             Kind::Folder(folder) => {
                 tokio::task::spawn_blocking(move || folder.write(digest, queue, finished))
             }
+            Kind::Bucket(bucket) => tokio::spawn(bucket.write(digest, queue, finished)),
         };
         let mut stream = body.into_data_stream();
         let whole = loop {
@@ -134,6 +177,10 @@ impl Payloads {
                 let found = folder.read(digest).await?;
                 Ok(found.map(|(file, len)| Payload { len, source: Source::File(file) }))
             }
+            Kind::Bucket(bucket) => {
+                let source = Source::Object(bucket.clone(), *digest);
+                Ok(bucket.len(digest).await?.map(|len| Payload { len, source }))
+            }
         }
     }
 
@@ -144,6 +191,7 @@ impl Payloads {
     pub async fn holds(&self, digest: &Sha256, size: u64) -> Result<bool, PayloadError> {
         match &self.kind {
             Kind::Folder(folder) => Ok(folder.holds(digest, size).await?),
+            Kind::Bucket(bucket) => Ok(bucket.holds(digest, size).await?),
         }
     }
 }
@@ -156,6 +204,7 @@ impl Payload {
     pub async fn body(self, part: Range<u64>) -> Result<Body, PayloadError> {
         match self.source {
             Source::File(file) => Ok(folder::body(file, &part).await?),
+            Source::Object(bucket, digest) => Ok(bucket.body(digest, part)),
         }
     }
 }

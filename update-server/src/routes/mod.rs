@@ -8,6 +8,7 @@ pub mod payloads;
 pub mod rollouts;
 
 use crate::error::ApiError;
+use crate::payloads::PayloadError;
 use crate::server::App;
 use axum::Router;
 use axum::body::Body;
@@ -107,12 +108,17 @@ fn query<T: std::str::FromStr>(uri: &Uri, name: &str) -> Result<Option<T>, ApiEr
         .transpose()
 }
 
-/// Whether nodes can be served: the database answers and the metadata is fresh. A server without a root is ready to
+/// Whether nodes can be served: the database and the payload store answer and the metadata is fresh. A server without a root is ready to
 /// be set up.
 async fn ready(State(app): State<App>) -> Response {
     let not = |why: &str| (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")).into_response();
     if app.store().read().await.is_err() {
         return not("the database does not answer");
+    }
+    match app.payloads().ready().await {
+        Ok(()) => {}
+        Err(PayloadError::Bucket(error)) => return not(&format!("the payload store {}", error.problem)),
+        Err(PayloadError::Io(_)) => return not("the payload folder cannot be used"),
     }
     match app.repository().view().fresh_until {
         Some(until) if until <= app.now() => not("the timestamp metadata has expired"),

@@ -65,7 +65,7 @@ pub(super) async fn download(
     Ok(response)
 }
 
-/// `PUT /api/v1/payloads/<sha256>`: 204 says that it is on the disk.
+/// `PUT /api/v1/payloads/<sha256>`: 204 says that it is durable.
 pub(super) async fn upload(
     State(app): State<App>,
     actor: Actor,
@@ -80,6 +80,7 @@ pub(super) async fn upload(
             ApiError::Full(line.to_owned())
         }
         UploadError::Store(error) => error.into(),
+        UploadError::TooLarge { .. } => ApiError::TooLarge(chain(&error)),
         UploadError::Mismatch { .. } | UploadError::BrokenOff { .. } => ApiError::Invalid(chain(&error)),
     })?;
     let mut change = app.store().write().await?;

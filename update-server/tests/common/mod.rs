@@ -9,6 +9,7 @@
 pub mod database;
 pub mod fleet;
 pub mod program;
+pub mod payloads;
 
 use database::Database;
 use jiff::{SignedDuration, Timestamp};
@@ -24,6 +25,7 @@ use std::path::Path;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use tempfile::TempDir;
+use tests::s3::S3;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -32,6 +34,7 @@ use trust::{
     OnlinePublicKeys, Root, SigningKey, Targets, Verified, verify_root_chain, verify_targets_signatures,
 };
 use update_server::data_dir::{self, DataDir};
+use update_server::payloads::BucketPlace;
 use update_server::server::{App, Clock};
 
 /// The one architecture of most tests.
@@ -43,6 +46,8 @@ pub struct Server {
     pub dir: TempDir,
     /// Where its data is.
     pub database: Database,
+    /// The bucket with its payloads, if they are not in its folder.
+    pub bucket: Option<BucketPlace>,
     /// Its parts.
     pub app: App,
     /// Its address.
@@ -58,15 +63,32 @@ impl Server {
         Self::start_at(Timestamp::from_second(1_900_000_000).unwrap()).await
     }
 
-    /// A new server whose clock stands at `now`.
-    pub async fn start_at(now: Timestamp) -> Self {
-        let (dir, database) = (TempDir::new().unwrap(), Database::new());
-        data_dir::init(&dir.path().join("srv"), database.url().as_ref(), now).await.unwrap();
-        Self::run(dir, database, Arc::new(Mutex::new(now))).await
+    /// A new server with its payloads in this bucket.
+    pub async fn on(s3: &S3) -> Self {
+        let now = Timestamp::from_second(1_900_000_000).unwrap();
+        let bucket = BucketPlace::new(&s3.address(), s3.variables().into_iter()).unwrap();
+        Self::make(Some(bucket), now).await
     }
 
-    async fn run(dir: TempDir, database: Database, time: Arc<Mutex<Timestamp>>) -> Self {
-        let data = DataDir::open(&dir.path().join("srv"), database.url().as_ref()).await.unwrap();
+    /// A new server whose clock stands at `now`.
+    pub async fn start_at(now: Timestamp) -> Self {
+        Self::make(None, now).await
+    }
+
+    async fn make(bucket: Option<BucketPlace>, now: Timestamp) -> Self {
+        let (dir, database) = (TempDir::new().unwrap(), Database::new());
+        data_dir::init(&dir.path().join("srv"), database.url().as_ref(), now).await.unwrap();
+        Self::run(dir, database, bucket, Arc::new(Mutex::new(now))).await
+    }
+
+    async fn run(
+        dir: TempDir,
+        database: Database,
+        bucket: Option<BucketPlace>,
+        time: Arc<Mutex<Timestamp>>,
+    ) -> Self {
+        let data =
+            DataDir::open(&dir.path().join("srv"), database.url().as_ref(), bucket.as_ref()).await.unwrap();
         let source = Arc::clone(&time);
         let clock: Clock = Arc::new(move || *source.lock().unwrap());
         let app = App::new(&data, clock).await.unwrap();
@@ -79,7 +101,7 @@ impl Server {
             drop(data);
             result
         });
-        Self { dir, database, app, url, time, stop, task }
+        Self { dir, database, bucket, app, url, time, stop, task }
     }
 
     /// Ends it in good order and starts it again on the same folder.
@@ -92,7 +114,7 @@ impl Server {
         self.stop.send(()).unwrap();
         self.task.await.unwrap().unwrap();
         change(&mut self.database, &self.dir.path().join("srv"));
-        Self::run(self.dir, self.database, self.time).await
+        Self::run(self.dir, self.database, self.bucket, self.time).await
     }
 
     /// Everything that its database holds.
