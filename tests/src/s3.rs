@@ -1,8 +1,8 @@
 //! Step 5, download: an S3 server of its own for a test, with one bucket that is empty at first.
 //!
-//! It is `s3s-fs`, which knows nothing of our code, on threads of this process: signatures are checked, ranges, heads and
-//! multipart uploads are answered, objects are files of a temporary folder. What it lacks of Amazon's is added here: keys
-//! that may not do everything, and an answer that tells a missing bucket from a missing object.
+//! It is `s3s-fs`, which knows nothing of our code, on threads of this process: signatures are checked, ranges, heads
+//! and multipart uploads are answered, objects are files of a temporary folder. What it lacks of Amazon's is added: a
+//! key that may do nothing, and an answer that tells a missing bucket from a missing object.
 
 use anyhow::{Context as _, Result};
 use hyper_util::rt::{TokioExecutor, TokioIo};

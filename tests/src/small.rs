@@ -42,7 +42,7 @@ impl Small {
     pub fn new() -> Result<Self> {
         let old = Tree::generate(11, FILES);
         let new = old.updated(12, 20);
-        Self::with_trees(&old, new, IMAGE)
+        Self::with_trees(World::new()?, &old, new, IMAGE)
     }
 
     /// The same with a 1.1.0 that shares nothing with 1.0.0, so that all of it must be fetched.
@@ -50,7 +50,7 @@ impl Small {
     /// # Errors
     /// Where a program fails.
     pub fn all_new() -> Result<Self> {
-        Self::with_trees(&Tree::generate(13, FILES), Tree::generate(14, FILES), IMAGE)
+        Self::with_trees(World::new()?, &Tree::generate(13, FILES), Tree::generate(14, FILES), IMAGE)
     }
 
     /// The same, of many segments, for tests of how a download goes on.
@@ -58,11 +58,18 @@ impl Small {
     /// # Errors
     /// Where a program fails.
     pub fn large() -> Result<Self> {
-        Self::with_trees(&Tree::generate(15, FILES), Tree::generate(16, 10 * FILES), 5 * IMAGE)
+        Self::large_in(World::new()?)
     }
 
-    fn with_trees(old: &Tree, new: Tree, size: u64) -> Result<Self> {
-        let world = World::new()?;
+    /// The same in a world that is there.
+    ///
+    /// # Errors
+    /// Where a program fails.
+    pub fn large_in(world: World) -> Result<Self> {
+        Self::with_trees(world, &Tree::generate(15, FILES), Tree::generate(16, 10 * FILES), 5 * IMAGE)
+    }
+
+    fn with_trees(world: World, old: &Tree, new: Tree, size: u64) -> Result<Self> {
         let v1 = world.folder().join("v1.img");
         let v2 = world.folder().join("v2.img");
         old.write_image(&v1, size, Kind::Bytes)?;

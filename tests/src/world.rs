@@ -19,6 +19,8 @@ pub struct World {
     folder: PathBuf,
     server: Option<Service>,
     address: String,
+    /// What the servers find in their environment besides what is there anyway.
+    environment: Vec<(String, String)>,
     // Dropped last: the folder goes when the server is gone.
     _temporary: Option<tempfile::TempDir>,
 }
@@ -50,9 +52,17 @@ impl World {
     /// # Errors
     /// Where a program is missing or fails.
     pub fn new() -> Result<Self> {
+        Self::with_environment(Vec::new())
+    }
+
+    /// The same, with these variables in the environment of its servers.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with_environment(environment: Vec<(String, String)>) -> Result<Self> {
         let temporary = tempfile::Builder::new().prefix("flipside-").tempdir()?;
         let folder = temporary.path().to_owned();
-        Self::make(Programs::find()?, folder, Some(temporary))
+        Self::make(Programs::find()?, folder, environment, Some(temporary))
     }
 
     /// A world in a folder that stays.
@@ -60,14 +70,19 @@ impl World {
     /// # Errors
     /// Where a program fails.
     pub fn in_folder(programs: Programs, folder: &Path) -> Result<Self> {
-        Self::make(programs, folder.to_owned(), None)
+        Self::make(programs, folder.to_owned(), Vec::new(), None)
     }
 
-    fn make(programs: Programs, folder: PathBuf, temporary: Option<tempfile::TempDir>) -> Result<Self> {
-        let mut world =
-            Self { programs, folder, server: None, address: String::new(), _temporary: temporary };
+    fn make(
+        programs: Programs,
+        folder: PathBuf,
+        environment: Vec<(String, String)>,
+        temporary: Option<tempfile::TempDir>,
+    ) -> Result<Self> {
+        let address = String::new();
+        let mut world = Self { programs, folder, server: None, address, environment, _temporary: temporary };
         let data = world.server_data();
-        run(Command::new(&world.programs.update_server).arg("init").arg("--data-dir").arg(&data))?.ok()?;
+        run(&mut world.update_server("init", &data))?.ok()?;
         let online = data.join("online-keys.pub.json");
         world
             .image_tools(&["keys", "init", "--dir", path(&world.keys())?, "--online", path(&online)?])?
@@ -83,12 +98,30 @@ impl World {
     /// Where it does not come up.
     pub fn start_server(&mut self) -> Result<()> {
         let listen = self.address.strip_prefix("http://").unwrap_or("127.0.0.1:0").to_owned();
-        let mut command = Command::new(&self.programs.update_server);
-        command.arg("serve").arg("--data-dir").arg(self.server_data()).args(["--listen", &listen]);
-        let service = Service::start(&mut command, &self.folder.join("server.log"))?;
+        let service = self.serve(&self.server_data(), &listen)?;
         service.address()?.clone_into(&mut self.address);
         self.server = Some(service);
         Ok(())
+    }
+
+    /// Starts a server on a data folder, such as a copy of [`Self::server_data`].
+    ///
+    /// # Errors
+    /// Where it does not come up.
+    pub fn serve(&self, data: &Path, listen: &str) -> Result<Service> {
+        let mut command = self.update_server("serve", data);
+        Service::start(command.args(["--listen", listen]), &data.with_extension("log"))
+    }
+
+    fn update_server(&self, verb: &str, data: &Path) -> Command {
+        let mut command = Command::new(&self.programs.update_server);
+        command.arg(verb).arg("--data-dir").arg(data).envs(self.environment.iter().cloned());
+        command
+    }
+
+    /// From now on the operator reaches the server here, such as at a balancer.
+    pub fn reach(&mut self, address: &str) {
+        address.clone_into(&mut self.address);
     }
 
     /// Ends the server by its process id, without notice.

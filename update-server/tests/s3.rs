@@ -79,6 +79,7 @@ async fn a_release_needs_its_payload_in_the_bucket() {
     let server = Server::on(&s3).await;
     let (admin, mut operator) = (server.admin(), server.operator());
     operator.push_root(&admin).await;
+    assert!(!format!("{:?}", server.app.payloads()).contains(SECRET));
     let release = Release::new("1.1.0", None);
     let push = operator.push(&[release.add()]);
     error(admin.send(Method::POST, "/api/v1/releases", &push).await, StatusCode::CONFLICT).await;

@@ -1,8 +1,8 @@
 //! Step 5, download: payloads as objects of an S3 bucket, which several servers share.
 //!
-//! An upload is a multipart upload that is completed only if the digest is right, so an object under a payload's name is
-//! whole and right. A download is read in pieces, each by a request of its own that ends soon: a node that takes its time
-//! holds no connection to the bucket, and every request has a limit in time.
+//! An upload is a multipart upload that is completed only if the digest is right, so an object under a payload's name
+//! is whole and right. A download is read in pieces, each by a request of its own that ends soon: a node that takes its
+//! time holds no connection to the bucket, and every request has a limit in time.
 
 use super::{PayloadError, UploadError};
 use axum::body::{Body, Bytes};
@@ -43,8 +43,8 @@ const FRESH: Duration = Duration::from_secs(2);
 /// The object that is asked for to look at the bucket; it is never made.
 const PROBE: &str = ".probe";
 
-/// Where a bucket is, and the keys to it: an address `s3://BUCKET/PREFIX`, and the variables `AWS_*` of the environment.
-/// `Display` and `Debug` show the address only.
+/// Where a bucket is, and the keys to it: an address `s3://BUCKET/PREFIX`, and the variables `AWS_*` of the
+/// environment. `Display` and `Debug` show the address only.
 #[derive(Clone)]
 pub struct BucketPlace {
     bucket: String,
@@ -200,8 +200,8 @@ impl fmt::Display for BucketError {
         match self.problem {
             Problem::Unreachable => write!(
                 f,
-                "the payload store {place} cannot be reached ({detail}): expected an S3 server at {endpoint}; start it, or \
-                 correct AWS_ENDPOINT_URL or AWS_REGION"
+                "the payload store {place} cannot be reached ({detail}): expected an S3 server at {endpoint}; start \
+                 it, or correct AWS_ENDPOINT_URL or AWS_REGION"
             ),
             Problem::NoKeys => write!(
                 f,
@@ -210,14 +210,14 @@ impl fmt::Display for BucketError {
             ),
             Problem::Denied => write!(
                 f,
-                "the payload store {place} denies access ({detail}): expected keys of {endpoint} with s3:ListBucket on the \
-                 bucket and s3:GetObject, s3:PutObject and s3:AbortMultipartUpload on its objects; correct the permissions, \
-                 or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+                "the payload store {place} denies access ({detail}): expected keys of {endpoint} with s3:ListBucket on \
+                 the bucket and s3:GetObject, s3:PutObject and s3:AbortMultipartUpload on its objects; correct the \
+                 permissions, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             ),
             Problem::NoBucket => write!(
                 f,
-                "there is no bucket {bucket} at {endpoint} ({detail}): make it, or correct the payload store's address, \
-                 AWS_ENDPOINT_URL or AWS_REGION"
+                "there is no bucket {bucket} at {endpoint} ({detail}): make it, or correct the payload store's \
+                 address, AWS_ENDPOINT_URL or AWS_REGION"
             ),
             Problem::Settings => write!(
                 f,
@@ -225,8 +225,8 @@ impl fmt::Display for BucketError {
             ),
             Problem::Failed => write!(
                 f,
-                "the payload store {place} failed ({detail}): expected S3 at {endpoint}; see what its own log says, and \
-                 whether AWS_ENDPOINT_URL and AWS_REGION are those of the bucket"
+                "the payload store {place} failed ({detail}): expected S3 at {endpoint}; see what its own log says, \
+                 and whether AWS_ENDPOINT_URL and AWS_REGION are those of the bucket"
             ),
         }
     }
@@ -277,12 +277,18 @@ pub(super) struct Bucket {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug)]
 struct Inner {
     place: BucketPlace,
     store: AmazonS3,
     /// When the bucket was last looked at, and what was seen. Held while it is: one look is enough for all who ask.
     seen: Mutex<Option<(Instant, Result<(), BucketError>)>>,
+}
+
+impl fmt::Debug for Inner {
+    /// Without the client, which holds the keys.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.place, f)
+    }
 }
 
 impl Bucket {
