@@ -9,8 +9,8 @@ mod push;
 mod seal;
 
 use crate::decision::{self, Candidate};
-use crate::rollouts;
 use crate::payloads::{PayloadError, Payloads};
+use crate::rollouts;
 use crate::store::audit::{self, Change};
 use crate::store::releases::Release;
 use crate::store::{Connection, Store, StoreError, channels, documents, releases};

@@ -8,8 +8,8 @@
 
 pub mod database;
 pub mod fleet;
-pub mod program;
 pub mod payloads;
+pub mod program;
 
 use database::Database;
 use jiff::{SignedDuration, Timestamp};
