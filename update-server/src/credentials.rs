@@ -1,8 +1,10 @@
 //! Steps 4 and 9: whether a node is who it says. The first credential heard for a node id binds it.
 
 use crate::auth::bearer;
+use crate::changes::{self, Change, Done};
 use crate::error::ApiError;
-use crate::store::{Store, credentials};
+use crate::server::App;
+use crate::store::credentials;
 use axum::http::HeaderMap;
 use jiff::{SignedDuration, Timestamp};
 use protocol::digest::Sha256;
@@ -58,12 +60,12 @@ impl Credentials {
     /// than the id is bound to.
     pub async fn check(
         &self,
-        store: &Store,
+        app: &App,
         node: &ClientId,
         headers: &HeaderMap,
         need: Need,
-        now: Timestamp,
     ) -> Result<(), ApiError> {
+        let now = app.now();
         let shown = shown(headers)?.map(|credential| credential.hash());
         if need == Need::IfBound {
             let believed = self.known().get(node).cloned();
@@ -72,14 +74,11 @@ impl Credentials {
                 return Ok(());
             }
         }
-        let mut bound = credentials::find(&mut *store.read().await?, node).await?;
-        if let (None, Some(hash)) = (&bound, &shown) {
-            let mut change = store.write().await?;
-            if credentials::bind(&mut change, node, hash, now).await? {
-                tracing::info!(%node, "a node id is bound to its first credential");
-            }
-            bound = credentials::find(&mut change, node).await?;
-            change.commit().await.map_err(ApiError::internal)?;
+        let mut bound = credentials::find(&mut *app.store().read().await?, node).await?;
+        if let (None, Some(hash)) = (&bound, &shown)
+            && let Done::Bound(now) = changes::make(app, Change::Bind(node.clone(), *hash)).await?
+        {
+            bound = now;
         }
         if bound != shown {
             return Err(ApiError::Forbidden(format!(

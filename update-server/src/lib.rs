@@ -14,11 +14,13 @@
 //! | [`policies`] | the locks' policies as a whole, and nodes that are gone for good |
 //! | [`credentials`] | whether a node is who it says |
 //! | [`payloads`] | where the payloads are: streamed in and out |
+//! | [`changes`] | what must be durable before it is answered: many nodes' changes in one commit |
 //! | [`checkins`] | signs of life, gathered |
 //! | [`store`] | the database; all SQL |
 //! | [`cli`] | the commands and what they print |
 
 pub mod auth;
+pub mod changes;
 pub mod checkins;
 pub mod cli;
 pub mod credentials;

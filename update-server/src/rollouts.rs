@@ -9,6 +9,7 @@ mod simulate;
 
 pub use simulate::{SimulationFailure, simulate};
 
+use crate::changes::{self, Change, Done};
 use crate::decision;
 use crate::repository::View;
 use crate::server::App;
@@ -23,8 +24,6 @@ use protocol::rollout::{
 use protocol::version::Version;
 use protocol::wire::{Decision, Event, UpdateCheck};
 
-/// How often a grant is tried again where the database ended the change in favour of another one.
-const TRIES: u32 = 32;
 /// A node not heard of for so long is not waited for before the next stage opens.
 const WAITED_FOR: SignedDuration = SignedDuration::from_hours(7 * 24);
 
@@ -50,6 +49,30 @@ pub struct Candidate<'a> {
     pub version: &'a Version,
     /// Whether it says that it does not take that version.
     pub quarantined: Option<bool>,
+}
+
+/// A node that asks to be let go.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    /// Its channel.
+    pub channel: Channel,
+    /// What that was seen to point at.
+    pub target: Version,
+    /// The node.
+    pub node: NodeId,
+    /// Its group.
+    pub group: Group,
+    /// The version it could go to.
+    pub version: Version,
+    /// Whether it says that it does not take that version.
+    pub quarantined: Option<bool>,
+}
+
+impl Ask {
+    const fn candidate(&self) -> Candidate<'_> {
+        let Self { node, group, version, quarantined, .. } = self;
+        Candidate { node, group, version, quarantined: *quarantined }
+    }
 }
 
 impl<'a> Candidate<'a> {
@@ -107,45 +130,44 @@ pub async fn ask(
     target: &Version,
     node: &Candidate<'_>,
 ) -> Result<Told, StoreError> {
-    let now = app.now();
     {
         // Most are held, or were let go before. They do not wait for those that write.
         let mut conn = app.store().read().await?;
         let Some(rollout) = stored::find(&mut conn, channel).await? else { return Ok(Told::Changing) };
-        let (told, granted) = standing(&mut conn, &rollout, node, now).await?;
+        let (told, granted) = standing(&mut conn, &rollout, node, app.now()).await?;
         if granted || told != Told::Go {
             return Ok(told);
         }
     }
-    for _ in 0..TRIES {
-        match grant(app, channel, target, node).await {
-            Err(error) if error.is_conflict() => {}
-            told => return told,
-        }
+    let ask = Ask {
+        channel: channel.clone(),
+        target: target.clone(),
+        node: node.node.clone(),
+        group: node.group.clone(),
+        version: node.version.clone(),
+        quarantined: node.quarantined,
+    };
+    match changes::make(app, Change::Ask(ask)).await? {
+        Done::Told(told) => Ok(told),
+        _ => Err(StoreError::Abandoned),
     }
-    Ok(Told::Changing)
 }
 
-/// Counts and grants in one change.
-async fn grant(
-    app: &App,
-    channel: &Channel,
-    target: &Version,
-    node: &Candidate<'_>,
-) -> Result<Told, StoreError> {
-    let now = app.now();
-    let mut change = app.store().write().await?;
-    let rollout = stored::find(&mut change, channel).await?.filter(|rollout| rollout.version == *target);
+/// Counts and grants, in the change that the caller commits.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn grant(conn: &mut Connection, ask: &Ask, now: Timestamp) -> Result<Told, StoreError> {
+    let rollout = stored::find(conn, &ask.channel).await?.filter(|rollout| rollout.version == ask.target);
     let Some(rollout) = rollout else { return Ok(Told::Changing) };
-    let (told, granted) = standing(&mut change, &rollout, node, now).await?;
+    let (told, granted) = standing(conn, &rollout, &ask.candidate(), now).await?;
     if granted || told != Told::Go {
         return Ok(told);
     }
     let grant =
-        Grant { version: node.version.clone(), granted_at: now, phase: GrantPhase::Granted, phase_at: now };
-    stored::give(&mut change, &rollout, node.node, node.group, &grant).await?;
-    change.commit().await?;
-    tracing::info!(%channel, node = %node.node, version = %node.version, rollout = rollout.number, "let go");
+        Grant { version: ask.version.clone(), granted_at: now, phase: GrantPhase::Granted, phase_at: now };
+    stored::give(conn, &rollout, &ask.node, &ask.group, &grant).await?;
+    tracing::info!(channel = %ask.channel, node = %ask.node, version = %ask.version, rollout = rollout.number, "let go");
     Ok(Told::Go)
 }
 

@@ -1,5 +1,6 @@
 //! Step 4, channel: the running server: its parts, its background work, and its end.
 
+use crate::changes::Changes;
 use crate::checkins::CheckIns;
 use crate::credentials::Credentials;
 use crate::data_dir::DataDir;
@@ -47,6 +48,7 @@ struct Inner {
     payloads: Payloads,
     repository: Repository,
     checkins: CheckIns,
+    changes: Changes,
     credentials: Credentials,
     /// Held while a lock's document is changed: changes take turns here instead of fighting over the database.
     lock_turn: tokio::sync::Mutex<()>,
@@ -72,6 +74,7 @@ impl App {
             payloads,
             repository,
             checkins: CheckIns::default(),
+            changes: Changes::default(),
             credentials: Credentials::default(),
             lock_turn: tokio::sync::Mutex::default(),
             clock,
@@ -111,6 +114,12 @@ impl App {
     #[must_use]
     pub fn checkins(&self) -> &CheckIns {
         &self.inner.checkins
+    }
+
+    /// The changes that wait to be made.
+    #[must_use]
+    pub fn changes(&self) -> &Changes {
+        &self.inner.changes
     }
 
     /// What is known of nodes' credentials.

@@ -88,6 +88,31 @@ proptest! {
     }
 }
 
+#[tokio::test]
+async fn what_is_wrong_with_one_nodes_rows_does_not_hold_up_the_others() {
+    let server = Server::start().await;
+    let admin = server.admin();
+    point(&admin, server.operator(), "").await;
+    let mut change = server.app.store().write().await.unwrap();
+    sqlx::query(
+        "INSERT INTO rollout_grant (channel, number, node, version, grp, stage, granted_at, phase, phase_at)
+         VALUES ('stable', 1, $1, '1.1.0', 'web', 0, 0, 'nonsense', 0)",
+    )
+    .bind(common::fleet::id(3).as_str())
+    .execute(&mut *change)
+    .await
+    .unwrap();
+    change.commit().await.unwrap();
+    let mut nodes: Vec<Node> = (0..12).map(|n| Node::new(&admin, n, "web")).collect();
+    let answers = join_all(nodes.iter().map(Node::try_ask)).await;
+    let events: Vec<_> = nodes.iter_mut().map(|node| node.events("1.1.0", &[EventKind::Confirmed])).collect();
+    let sent = join_all(nodes.iter().zip(&events).map(|(node, events)| node.try_send(events))).await;
+    for (at, (answer, sent)) in answers.iter().zip(sent).enumerate() {
+        assert_eq!(answer.is_some(), at != 3, "node {at}");
+        assert_eq!(sent, at != 3, "node {at}");
+    }
+}
+
 /// Asks and reports until told to stop, and remembers what was acknowledged.
 async fn live(mut node: Node, stop: Arc<AtomicBool>) -> (Node, bool, u64) {
     let (mut granted, mut acknowledged) = (false, 0);

@@ -65,7 +65,7 @@ pub(super) async fn command(
             "etcd_member is not valid: expected a name of at most {MEMBER_MAX} bytes"
         )));
     }
-    app.credentials().check(app.store(), node, &headers, Need::Always, app.now()).await?;
+    app.credentials().check(&app, node, &headers, Need::Always).await?;
     let reply = locks::perform(&app, &group, &said.command).await?;
     let reply = reply.unwrap_or(Reply::Refused { because: Refusal::UnknownGroup { group } });
     Ok(Json(LockAnswer { schema: SCHEMA, reply }))
@@ -82,7 +82,7 @@ pub(super) async fn view(
     let node: ClientId = super::query(&uri, "node")?.ok_or_else(|| {
         ApiError::Invalid("no node: expected ?node= with the id of the node that asks".to_owned())
     })?;
-    app.credentials().check(app.store(), &node, &headers, Need::Always, app.now()).await?;
+    app.credentials().check(&app, &node, &headers, Need::Always).await?;
     let found = locks::find(&mut *app.store().read().await?, &group, app.now()).await?;
     Ok(Json(as_view(&found.ok_or_else(|| unknown(&group))?)))
 }

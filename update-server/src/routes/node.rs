@@ -2,13 +2,13 @@
 //! what it says of itself carries its own credential, once it has one.
 
 use super::{Segment, read_json};
+use crate::changes::{self, Change};
 use crate::credentials::Need;
 use crate::decision;
 use crate::error::ApiError;
 use crate::rollouts::{self, Candidate, acts};
 use crate::server::App;
 use crate::store::documents::{self, ServedFile};
-use crate::store::nodes;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
@@ -28,7 +28,7 @@ const DETAIL_MAX: usize = 16 << 10;
 
 /// Goes on only if a node speaks for itself. One without a credential, of an older engine, is heard until its id is bound.
 async fn itself(app: &App, node: &NodeId, headers: &HeaderMap) -> Result<(), ApiError> {
-    app.credentials().check(app.store(), &ClientId::from(node), headers, Need::IfBound, app.now()).await
+    app.credentials().check(app, &ClientId::from(node), headers, Need::IfBound).await
 }
 
 /// `POST /v1/update-check`.
@@ -89,10 +89,7 @@ pub(super) async fn events(
         )));
     }
     itself(&app, &node, &headers).await?;
-    let mut change = app.store().write().await?;
-    let new = nodes::add_events(&mut change, &node, &events, app.now()).await?;
-    rollouts::heard(&mut change, &node, &new, app.now()).await?;
-    change.commit().await.map_err(ApiError::internal)?;
+    changes::make(&app, Change::Events(node, events)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

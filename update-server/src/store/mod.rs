@@ -80,6 +80,12 @@ pub enum StoreError {
     /// Another change does not end.
     #[error("the database is busy: another change of it has not ended for {} s", PATIENCE.as_secs())]
     Busy,
+    /// A change failed that was made together with this one.
+    #[error(transparent)]
+    Together(std::sync::Arc<Self>),
+    /// Who was to make the change is gone.
+    #[error("a change was given up half-way: the server ends")]
+    Abandoned,
     /// What was asked for can be done with SQLite only.
     #[error("only SQLite is copied like that: with PostgreSQL use its own pg_dump")]
     NotSqlite,
