@@ -56,8 +56,9 @@ impl CheckIns {
 
 async fn write(store: &Store, taken: &HashMap<NodeId, (UpdateCheck, Timestamp)>) -> Result<(), StoreError> {
     let mut change = store.write().await?;
-    for (check, at) in taken.values() {
-        nodes::seen(&mut change, check, *at).await?;
-    }
+    let mut checks: Vec<(&UpdateCheck, Timestamp)> = taken.values().map(|(check, at)| (check, *at)).collect();
+    // In the order of the table, so that neighbours are written together.
+    checks.sort_by(|(a, _), (b, _)| a.node.cmp(&b.node));
+    nodes::seen(&mut change, &checks).await?;
     Ok(change.commit().await?)
 }

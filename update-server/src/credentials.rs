@@ -13,11 +13,11 @@ use protocol::wire::NodeCredential;
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// How long a check believes what the database said about a node, so that checks do not wait for it. After a reset at
-/// another server of the same database the old credential may be heard for so long.
+/// How long a check believes what the database said about a node where other servers may change it meanwhile. After a reset
+/// at another server the old credential may be heard for so long.
 const BELIEVED: SignedDuration = SignedDuration::from_secs(60);
-/// How many nodes are remembered; it bounds the memory.
-const KNOWN_MAX: usize = 100_000;
+/// How many nodes are remembered; it bounds the memory, at about 130 bytes each.
+const KNOWN_MAX: usize = 1_000_000;
 
 /// How sure a request must be of its node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,14 +28,35 @@ pub enum Need {
     Always,
 }
 
-/// What is known of nodes' credentials.
+/// What is known of nodes' credentials. Where no other server has the same database it is what the database holds, and a check
+/// need not ask it.
 #[derive(Debug, Default)]
 pub struct Credentials {
-    known: Mutex<HashMap<ClientId, (Option<Sha256>, Timestamp)>>,
+    known: Mutex<HashMap<u128, Known>>,
+}
+
+/// What a node id is bound to, and when the database said so, in microseconds. Half a hash each, to be small: 128 bits are
+/// enough to tell a secret of 256 random bits from another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Known {
+    bound: Option<u128>,
+    at: i64,
+}
+
+/// The first half of a hash.
+fn half(hash: &Sha256) -> u128 {
+    let mut first = [0; 16];
+    first.copy_from_slice(&hash.as_bytes()[..16]);
+    u128::from_be_bytes(first)
+}
+
+/// What stands for a node id: FleetLock v1's may be of any length.
+fn key(node: &ClientId) -> u128 {
+    half(&Sha256::of(node.as_str().as_bytes()))
 }
 
 impl Credentials {
-    fn known(&self) -> MutexGuard<'_, HashMap<ClientId, (Option<Sha256>, Timestamp)>> {
+    fn known(&self) -> MutexGuard<'_, HashMap<u128, Known>> {
         // A map is whole at every point.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -45,12 +66,12 @@ impl Credentials {
         if known.len() >= KNOWN_MAX {
             known.clear();
         }
-        known.insert(node.clone(), (hash, now));
+        known.insert(key(node), Known { bound: hash.as_ref().map(half), at: now.as_microsecond() });
     }
 
     /// Asks the database anew at the node's next word.
     pub fn forget(&self, node: &ClientId) {
-        self.known().remove(node);
+        self.known().remove(&key(node));
     }
 
     /// Goes on only if the request is `node`'s own, as far as `need` asks; binds its id at first use.
@@ -68,9 +89,10 @@ impl Credentials {
         let now = app.now();
         let shown = shown(headers)?.map(|credential| credential.hash());
         if need == Need::IfBound {
-            let believed = self.known().get(node).cloned();
-            let fresh = |at: Timestamp| now.duration_since(at).abs() < BELIEVED;
-            if believed.is_some_and(|(bound, at)| fresh(at) && bound == shown) {
+            let believed = self.known().get(&key(node)).copied();
+            let age = |at: i64| SignedDuration::from_micros(now.as_microsecond().saturating_sub(at)).abs();
+            let fresh = |known: &Known| !app.store().is_shared() || age(known.at) < BELIEVED;
+            if believed.filter(fresh).is_some_and(|known| known.bound == shown.as_ref().map(half)) {
                 return Ok(());
             }
         }

@@ -8,29 +8,43 @@ use protocol::status::StateName;
 use protocol::version::Version;
 use protocol::wire::{Event, NodeInfo, UpdateCheck};
 
-/// Records what a node said at a check. An older saying never replaces a newer one.
+/// The most nodes in one statement: a database takes so many values and no more.
+const ROWS: usize = 200;
+
+/// Records what nodes said at their checks, each node once. An older saying never replaces a newer one.
 ///
 /// # Errors
 /// [`StoreError`] where the database fails.
-pub async fn seen(conn: &mut Connection, check: &UpdateCheck, at: Timestamp) -> Result<(), StoreError> {
-    sqlx::query(
-        "INSERT INTO node (node, channel, grp, arch, version, slot, state, boot_id, last_seen)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
-         ON CONFLICT (node) DO UPDATE SET channel = excluded.channel, grp = excluded.grp, arch = excluded.arch,
-         version = excluded.version, slot = excluded.slot, state = excluded.state, boot_id = excluded.boot_id,
-         last_seen = excluded.last_seen WHERE excluded.last_seen >= node.last_seen",
-    )
-    .bind(check.node.as_str())
-    .bind(check.channel.as_str())
-    .bind(check.group.as_str())
-    .bind(check.arch.as_str())
-    .bind(check.version.as_str())
-    .bind(check.slot.as_str())
-    .bind(check.state.as_str())
-    .bind(check.boot_id.as_str())
-    .bind(to_micros(at))
-    .execute(conn)
-    .await?;
+pub async fn seen(conn: &mut Connection, checks: &[(&UpdateCheck, Timestamp)]) -> Result<(), StoreError> {
+    for checks in checks.chunks(ROWS) {
+        // The same text for all but the last of them, so that it is understood once.
+        let row = |at: usize| {
+            let places = (1..=9).map(|place| format!("${}", at * 9 + place)).collect::<Vec<_>>().join(", ");
+            format!("({places})")
+        };
+        let rows = (0..checks.len()).map(row).collect::<Vec<_>>().join(", ");
+        let statement = format!(
+            "INSERT INTO node (node, channel, grp, arch, version, slot, state, boot_id, last_seen) VALUES {rows}
+             ON CONFLICT (node) DO UPDATE SET channel = excluded.channel, grp = excluded.grp, arch = excluded.arch,
+             version = excluded.version, slot = excluded.slot, state = excluded.state, boot_id = excluded.boot_id,
+             last_seen = excluded.last_seen WHERE excluded.last_seen >= node.last_seen"
+        );
+        // Nothing in it but numbers of places.
+        let mut query = sqlx::query(sqlx::AssertSqlSafe(statement));
+        for (check, at) in checks {
+            query = query
+                .bind(check.node.as_str())
+                .bind(check.channel.as_str())
+                .bind(check.group.as_str())
+                .bind(check.arch.as_str())
+                .bind(check.version.as_str())
+                .bind(check.slot.as_str())
+                .bind(check.state.as_str())
+                .bind(check.boot_id.as_str())
+                .bind(to_micros(*at));
+        }
+        query.execute(&mut *conn).await?;
+    }
     Ok(())
 }
 
