@@ -9,9 +9,10 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use s3s::access::{S3Access, S3AccessContext};
 use s3s::auth::SimpleAuth;
+use s3s::dto::CompleteMultipartUploadInput;
 use s3s::path::S3Path;
 use s3s::service::{S3Service, S3ServiceBuilder};
-use s3s::{S3Result, s3_error};
+use s3s::{S3Request, S3Result, s3_error};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,12 +39,14 @@ pub struct S3 {
     port: u16,
     runtime: Option<Runtime>,
     denies: Arc<AtomicBool>,
+    completes_nothing: Arc<AtomicBool>,
 }
 
 /// Who may do what.
 struct Access {
     folder: PathBuf,
     denies: Arc<AtomicBool>,
+    completes_nothing: Arc<AtomicBool>,
 }
 
 #[async_trait::async_trait]
@@ -61,6 +64,16 @@ impl S3Access for Access {
             _ => Ok(()),
         }
     }
+
+    async fn complete_multipart_upload(
+        &self,
+        _: &mut S3Request<CompleteMultipartUploadInput>,
+    ) -> S3Result<()> {
+        if self.completes_nothing.load(Ordering::SeqCst) {
+            return Err(s3_error!(NoSuchUpload, "The specified upload does not exist"));
+        }
+        Ok(())
+    }
 }
 
 impl S3 {
@@ -71,7 +84,13 @@ impl S3 {
     pub fn start() -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("flipside-s3-").tempdir()?;
         std::fs::create_dir(folder.path().join(BUCKET))?;
-        let mut server = Self { folder, port: 0, runtime: None, denies: Arc::default() };
+        let mut server = Self {
+            folder,
+            port: 0,
+            runtime: None,
+            denies: Arc::default(),
+            completes_nothing: Arc::default(),
+        };
         server.restart()?;
         Ok(server)
     }
@@ -107,8 +126,11 @@ impl S3 {
         let objects = objects.map_err(|error| anyhow::anyhow!("no S3 server: {error:?}"))?;
         let mut builder = S3ServiceBuilder::new(objects);
         builder.set_auth(SimpleAuth::from_single(KEY, SECRET));
-        builder
-            .set_access(Access { folder: self.folder.path().to_owned(), denies: Arc::clone(&self.denies) });
+        builder.set_access(Access {
+            folder: self.folder.path().to_owned(),
+            denies: Arc::clone(&self.denies),
+            completes_nothing: Arc::clone(&self.completes_nothing),
+        });
         Ok(builder.build())
     }
 
@@ -126,6 +148,11 @@ impl S3 {
     /// From now on the key may do nothing, or everything again.
     pub fn deny(&self, denies: bool) {
         self.denies.store(denies, Ordering::SeqCst);
+    }
+
+    /// From now on no upload comes to its end, as where S3 says of a second request that the first one has done it.
+    pub fn complete_nothing(&self) {
+        self.completes_nothing.store(true, Ordering::SeqCst);
     }
 
     /// The server's address.

@@ -47,7 +47,7 @@ enum Command {
         listen: String,
         /// Keep the payloads in an S3 bucket instead of the folder: s3://BUCKET/PREFIX. Keys, region and server come from the
         /// environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL, AWS_ALLOW_HTTP.
-        #[arg(long, env = "UPDATE_SERVER_PAYLOAD_STORE", value_name = "ADDRESS")]
+        #[arg(long, env = "UPDATE_SERVER_PAYLOAD_STORE", hide_env_values = true, value_name = "ADDRESS")]
         payload_store: Option<String>,
     },
     /// Tokens of operators.

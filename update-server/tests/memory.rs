@@ -13,7 +13,7 @@ use common::Client;
 use protocol::digest::{Hasher, Sha256};
 use reqwest::{Method, StatusCode};
 use std::io::{BufRead as _, BufReader};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use tempfile::TempDir;
 use tests::s3::S3;
@@ -27,6 +27,16 @@ const LIMIT_MIB: u64 = 100;
 /// The same with a bucket: up to three parts of 8 MiB of an upload, and a piece of 512 KiB of each download, twice where it
 /// is on its way.
 const BUCKET_LIMIT_MIB: u64 = 150;
+
+/// A process that ends with its owner, also where a test fails.
+struct Owned(Child);
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
 
 /// The most memory that a process ever had, in KiB.
 fn peak_kib(pid: u32) -> u64 {
@@ -59,7 +69,7 @@ async fn into_a_bucket_and_fifty_downloads_at_once() {
     let s3 = S3::start().unwrap();
     let store = ("UPDATE_SERVER_PAYLOAD_STORE".to_owned(), s3.address());
     let variables = [&[store], &s3.variables()[..]].concat();
-    upload_and_download(1024 * MIB, &variables, BUCKET_LIMIT_MIB).await;
+    upload_and_download(512 * MIB, &variables, BUCKET_LIMIT_MIB).await;
 }
 
 async fn upload_and_download(len: usize, variables: &[(String, String)], limit_mib: u64) {
@@ -67,15 +77,16 @@ async fn upload_and_download(len: usize, variables: &[(String, String)], limit_m
     let srv = dir.path().join("srv");
     let program = env!("CARGO_BIN_EXE_update-server");
     assert!(Command::new(program).args(["init", "--data-dir"]).arg(&srv).output().unwrap().status.success());
-    let mut child = Command::new(program)
+    let child = Command::new(program)
         .args(["serve", "--listen", "127.0.0.1:0", "--log", "warn", "--data-dir"])
         .arg(&srv)
         .envs(variables.iter().cloned())
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
+    let mut child = Owned(child);
     let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    BufReader::new(child.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
     let token = std::fs::read_to_string(srv.join("admin-token")).unwrap().trim().to_owned();
     let url = line.strip_prefix("listening on ").unwrap().trim().to_owned();
     let client = Client { http: reqwest::Client::new(), url, token: Some(token) };
@@ -108,9 +119,7 @@ async fn upload_and_download(len: usize, variables: &[(String, String)], limit_m
     let head = client.request(Method::HEAD, &format!("/v1/payloads/{large}")).send().await.unwrap();
     assert_eq!(head.headers()[reqwest::header::CONTENT_LENGTH], len.to_string());
 
-    let peak = peak_kib(child.id());
-    child.kill().unwrap();
-    child.wait().unwrap();
+    let peak = peak_kib(child.0.id());
     println!("peak memory of the server: {} MiB", peak / 1024);
     assert!(
         peak < limit_mib * 1024,

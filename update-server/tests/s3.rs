@@ -73,6 +73,20 @@ async fn parts_of_an_upload_that_breaks_off_are_taken_away() {
     error(admin.get(&format!("/v1/payloads/{digest}")).await, StatusCode::NOT_FOUND).await;
 }
 
+/// The answer to the last request of an upload may be lost: then the next one is told that there is no such upload.
+#[tokio::test]
+async fn an_object_that_is_there_after_all_counts() {
+    let s3 = S3::start().unwrap();
+    let server = Server::on(&s3).await;
+    payloads::upload(&server, b"once").await;
+    s3.complete_nothing();
+    payloads::upload(&server, b"once").await;
+    let refused = server.admin().upload(b"another").await;
+    let body = error(refused, StatusCode::SERVICE_UNAVAILABLE).await;
+    assert!(body.message.contains("the payload store failed"), "{}", body.message);
+    assert_eq!((s3.objects(), s3.unfinished()), (1, 0));
+}
+
 #[tokio::test]
 async fn a_release_needs_its_payload_in_the_bucket() {
     let s3 = S3::start().unwrap();

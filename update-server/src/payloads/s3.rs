@@ -26,8 +26,10 @@ const LARGEST: u64 = 10_000 * PART as u64;
 /// How much of an object is read for a download at once, in bytes.
 const PIECE: u64 = 512 << 10;
 
-/// How long one request may take, with its body, in seconds. A part goes out at 0.4 MB/s or more.
+/// How long one request of a download may take, with its body, in seconds.
 const REQUEST_S: u32 = 20;
+/// The same of an upload: S3 takes minutes to put the parts of a large object together.
+const UPLOAD_REQUEST_S: u32 = 300;
 /// How long it takes at most to connect, in seconds.
 const CONNECT_S: u32 = 5;
 /// How often a request is tried again that failed on the way or with 5xx.
@@ -110,8 +112,9 @@ impl BucketPlace {
         self.variable(&sources).is_some()
     }
 
-    fn connect(&self) -> object_store::Result<AmazonS3> {
-        let client = [(ClientConfigKey::Timeout, REQUEST_S), (ClientConfigKey::ConnectTimeout, CONNECT_S)];
+    /// A client whose requests take at most so many seconds each.
+    fn connect(&self, request_s: u32) -> object_store::Result<AmazonS3> {
+        let client = [(ClientConfigKey::Timeout, request_s), (ClientConfigKey::ConnectTimeout, CONNECT_S)];
         let mut builder = AmazonS3Builder::new();
         for (key, seconds) in client {
             builder = builder.with_config(Key::Client(key), format!("{seconds}s"));
@@ -280,6 +283,8 @@ pub(super) struct Bucket {
 struct Inner {
     place: BucketPlace,
     store: AmazonS3,
+    /// The same store, for uploads.
+    uploads: AmazonS3,
     /// When the bucket was last looked at, and what was seen. Held while it is: one look is enough for all who ask.
     seen: Mutex<Option<(Instant, Result<(), BucketError>)>>,
 }
@@ -301,8 +306,9 @@ impl Bucket {
             let detail = "AWS_ENDPOINT_URL is http: expected https, or AWS_ALLOW_HTTP=true";
             return Err(wrong(detail.to_owned()));
         }
-        let store = place.connect().map_err(|error| wrong(detail(&error)))?;
-        let inner = Inner { place: place.clone(), store, seen: Mutex::default() };
+        let connect = |request_s| place.connect(request_s).map_err(|error| wrong(detail(&error)));
+        let (store, uploads) = (connect(REQUEST_S)?, connect(UPLOAD_REQUEST_S)?);
+        let inner = Inner { place: place.clone(), store, uploads, seen: Mutex::default() };
         let bucket = Self { inner: Arc::new(inner) };
         bucket.look().await?;
         Ok(bucket)
@@ -415,15 +421,18 @@ impl Bucket {
         queue: mpsc::Receiver<Bytes>,
         finished: oneshot::Receiver<()>,
     ) -> Result<u64, UploadError> {
-        let upload = self.inner.store.put_multipart(&self.key(&expected)).await;
+        let upload = self.inner.uploads.put_multipart(&self.key(&expected)).await;
         let mut parts = WriteMultipart::new_with_chunk_size(upload.map_err(|e| self.error(&e))?, PART);
         match self.fill(&mut parts, expected, queue, finished).await {
-            Ok(received) => {
-                // A failure here takes the parts away as well. Where the answer to the last request is lost, the object
-                // may be there all the same: whole, right, and in nobody's way.
-                parts.finish().await.map_err(|error| self.error(&error))?;
-                Ok(received)
-            }
+            // A failure here takes the parts away as well.
+            Ok(received) => match parts.finish().await {
+                Ok(_) => Ok(received),
+                // S3 may have done it, and its answer is lost. What is under the name is whole and right, whoever sent it.
+                Err(error) => match self.holds(&expected, received).await {
+                    Ok(true) => Ok(received),
+                    _ => Err(self.error(&error).into()),
+                },
+            },
             Err(error) => {
                 if let Err(failed) = parts.abort().await {
                     let failed = self.error(&failed);
