@@ -210,7 +210,7 @@ fn warn_of_files(folder: &Path, place: &BucketPlace) {
     let files = std::fs::read_dir(folder).map_or(0, |entries| entries.count());
     if files > 0 {
         tracing::warn!(
-            "{} holds {files} files, which are not served: copy them to {place} if releases need them, and remove them",
+            "{} holds files ({files}), which are not served: copy them to {place} if releases need them, and remove them",
             folder.display()
         );
     }

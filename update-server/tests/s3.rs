@@ -229,6 +229,12 @@ fn what_is_wrong_with_a_bucket_is_said_at_the_start() {
     fails(&srv, "s3://elsewhere/fleet", &all, &["there is no bucket elsewhere", "NoSuchBucket"]);
     fails(&srv, &address, &with("AWS_ALLOW_HTTP", "false"), &["expected https, or AWS_ALLOW_HTTP=true"]);
     fails(&srv, &address, &with("AWS_ALLOW_HTTP", "hidden?"), &["expected https, or AWS_ALLOW_HTTP=true"]);
+    fails(
+        &srv,
+        &address,
+        &with("AWS_ENDPOINT_URL", "https://key:hidden@127.0.0.1"),
+        &["AWS_ENDPOINT_URL has an @"],
+    );
     fails(&srv, "/var/lib/payloads", &all, &["expected s3://BUCKET/PREFIX", "/var/lib/payloads"]);
     fails(&srv, "s3://key:hidden@payloads", &all, &["expected s3://BUCKET/PREFIX"]);
 

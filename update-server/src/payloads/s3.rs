@@ -306,6 +306,11 @@ impl Bucket {
             let detail = "AWS_ENDPOINT_URL is http: expected https, or AWS_ALLOW_HTTP=true";
             return Err(wrong(detail.to_owned()));
         }
+        if place.variable(&[Key::S3Endpoint, Key::Endpoint]).is_some_and(|endpoint| endpoint.contains('@')) {
+            // Addresses are logged.
+            let detail = "AWS_ENDPOINT_URL has an @: expected keys in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY only";
+            return Err(wrong(detail.to_owned()));
+        }
         let connect = |request_s| place.connect(request_s).map_err(|error| wrong(detail(&error)));
         let (store, uploads) = (connect(REQUEST_S)?, connect(UPLOAD_REQUEST_S)?);
         let inner = Inner { place: place.clone(), store, uploads, seen: Mutex::default() };
@@ -427,7 +432,7 @@ impl Bucket {
             // A failure here takes the parts away as well.
             Ok(received) => match parts.finish().await {
                 Ok(_) => Ok(received),
-                // S3 may have done it, and its answer is lost. What is under the name is whole and right, whoever sent it.
+                // S3 may have done it, and its answer is lost. What is under the name is whole, whoever sent it.
                 Err(error) => match self.holds(&expected, received).await {
                     Ok(true) => Ok(received),
                     _ => Err(self.error(&error).into()),
