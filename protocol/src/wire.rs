@@ -384,7 +384,8 @@ pub struct AuditEntry {
 /// The body of every error answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorBody {
-    /// For programs: `not-found`, `conflict`, `invalid`, `unauthorized`, `forbidden`, `too-large`, `full`, `internal`.
+    /// For programs: `not-found`, `conflict`, `invalid`, `unauthorized`, `forbidden`, `too-large`, `too-slow`,
+    /// `too-many-requests`, `unavailable`, `full`, `internal`.
     pub kind: String,
     /// For people: one line saying what, expected, found, and what to do.
     pub message: String,

@@ -10,11 +10,12 @@ pub mod error;
 pub mod metadata;
 pub mod payload;
 pub mod source;
+pub mod tls;
 // Its server serves the tests of other modules too.
 #[cfg(test)]
 pub(crate) mod tests;
 
-use crate::config::settings::Download;
+use crate::config::settings::{Download, Server};
 use backoff::Backoff;
 use body::Body;
 pub use error::NetworkError;
@@ -46,20 +47,19 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client for the server at `base`, which ends in a slash.
+    /// A client for a server.
     ///
     /// # Errors
-    /// [`NetworkError::Client`] where TLS cannot be set up.
-    pub fn new(base: Url, limits: Download) -> Result<Self, NetworkError> {
-        let http = reqwest::Client::builder()
+    /// [`NetworkError::Client`] or [`NetworkError::Tls`] where TLS cannot be set up.
+    pub fn new(server: &Server, limits: Download) -> Result<Self, NetworkError> {
+        let builder = reqwest::Client::builder()
             .user_agent(concat!("flipside/", env!("CARGO_PKG_VERSION")))
             .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(limits.connect_timeout)
-            .build()
-            .map_err(|source| NetworkError::Client { source })?;
+            .connect_timeout(limits.connect_timeout);
+        let http = server.tls.apply(builder)?.build().map_err(|source| NetworkError::Client { source })?;
         Ok(Self {
             http,
-            base,
+            base: server.url.clone(),
             limits: Arc::new(limits),
             credential: None,
             small_retries: SMALL_REQUEST_RETRIES,

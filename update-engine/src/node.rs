@@ -127,8 +127,7 @@ impl Engine {
         let seed = getrandom::u64().unwrap_or_else(|_| std::process::id().into());
         let slots = Slots::new(media, settings.disk.layout.clone());
         let facts = facts(&slots, &record, options, seed)?;
-        let client =
-            Client::new(settings.server.url.clone(), settings.download.clone())?.with_credential(credential);
+        let client = Client::new(&settings.server, settings.download.clone())?.with_credential(credential);
         let parts = Parts {
             identity: machine::Identity {
                 channel: settings.identity.channel.clone(),

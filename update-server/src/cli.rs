@@ -1,5 +1,7 @@
 //! The commands of `update-server` and what they print.
 
+mod serve;
+
 use crate::auth::{self, Role};
 use crate::data_dir::{self, DataDir, DataDirError};
 use crate::payloads::BucketPlace;
@@ -11,10 +13,10 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use jiff::Timestamp;
 use protocol::status::Exit;
 use serde_json::json;
+use serve::ServeArgs;
 use std::fmt;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// The schema number of what `--json` prints.
@@ -42,13 +44,12 @@ enum Command {
     Serve {
         #[command(flatten)]
         data: DataDirArgs,
-        /// The address to listen on; port 0 takes a free one. Printed on stdout once it is bound.
-        #[arg(long, default_value = "127.0.0.1:8400")]
-        listen: String,
         /// Keep the payloads in an S3 bucket instead of the folder: s3://BUCKET/PREFIX. Keys, region and server come from the
         /// environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL, AWS_ALLOW_HTTP.
         #[arg(long, env = "UPDATE_SERVER_PAYLOAD_STORE", hide_env_values = true, value_name = "ADDRESS")]
         payload_store: Option<String>,
+        #[command(flatten)]
+        serve: ServeArgs,
     },
     /// Tokens of operators.
     #[command(subcommand)]
@@ -154,8 +155,8 @@ pub async fn run(cli: Cli) -> Result<Exit> {
     let json = cli.json;
     match cli.command {
         Command::Init(data) => init(&data, json).await,
-        Command::Serve { data, listen, payload_store } => {
-            serve(&data, &listen, payload_store.as_deref(), json).await
+        Command::Serve { data, payload_store, serve: args } => {
+            serve(&data, payload_store.as_deref(), &args, json).await
         }
         Command::Token(TokenCommand::Create { data, name, role, expires }) => {
             create_token(&data, &name, role, expires, json).await
@@ -192,7 +193,14 @@ async fn init(data: &DataDirArgs, json: bool) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-async fn serve(data: &DataDirArgs, listen: &str, payload_store: Option<&str>, json: bool) -> Result<Exit> {
+async fn serve(
+    data: &DataDirArgs,
+    payload_store: Option<&str>,
+    args: &ServeArgs,
+    json: bool,
+) -> Result<Exit> {
+    // First, because it is what is easily wrong and quickly said.
+    let tls = args.tls()?;
     // Not std::env::vars, which panics where one of them is not UTF-8.
     let variables =
         std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
@@ -202,18 +210,19 @@ async fn serve(data: &DataDirArgs, listen: &str, payload_store: Option<&str>, js
     let data = DataDir::open(&data.data_dir, data.database().as_ref(), bucket.as_ref()).await?;
     let app = App::new(&data, system_clock()).await.context("cannot read what is published")?;
     app.renew().await;
-    let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
-    let address = listener.local_addr()?;
+    let (listener, address) = args.listener(tls.clone()).await?;
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let hangup = signal(SignalKind::hangup())?;
     let said = if json {
-        say(format_args!("{}", json!({ "schema": SCHEMA, "listening": format!("http://{address}") })))
+        say(format_args!("{}", json!({ "schema": SCHEMA, "listening": address })))
     } else {
-        say(format_args!("listening on http://{address}"))
+        say(format_args!("listening on {address}"))
     };
     // Nodes are served all the same.
     if let Err(error) = said {
-        tracing::warn!("listening on http://{address}; {error:#}");
+        tracing::warn!("listening on {address}; {error:#}");
     }
+    let keeping = tokio::spawn(serve::keep_tls(tls, hangup));
     let stop = async move {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -221,7 +230,8 @@ async fn serve(data: &DataDirArgs, listen: &str, payload_store: Option<&str>, js
         }
         tracing::info!("ending");
     };
-    app.serve(listener, stop).await.context("the server stopped")?;
+    app.serve(listener, stop).await;
+    keeping.abort();
     Ok(Exit::Done)
 }
 

@@ -27,6 +27,9 @@ pub enum ApiError {
     /// 409: the server's state is another one than the request assumes.
     #[error("{0}")]
     Conflict(String),
+    /// 408: the body came too slowly.
+    #[error("{0}")]
+    TooSlow(String),
     /// 413.
     #[error("{0}")]
     TooLarge(String),
@@ -57,6 +60,7 @@ impl ApiError {
             Self::Forbidden(_) => (StatusCode::FORBIDDEN, "forbidden"),
             Self::NotFound(_) => (StatusCode::NOT_FOUND, "not-found"),
             Self::Conflict(_) => (StatusCode::CONFLICT, "conflict"),
+            Self::TooSlow(_) => (StatusCode::REQUEST_TIMEOUT, "too-slow"),
             Self::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "too-large"),
             Self::Unavailable(_) | Self::Payloads(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
             Self::Full(_) => (StatusCode::INSUFFICIENT_STORAGE, "full"),
@@ -91,6 +95,19 @@ impl From<PublishError> for ApiError {
             PublishError::Signing(error) => Self::internal(error),
         }
     }
+}
+
+/// The cause of a certain kind in an error's chain.
+#[must_use]
+pub fn cause<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        next = error.source();
+    }
+    None
 }
 
 /// An error and its causes in one line.

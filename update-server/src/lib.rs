@@ -5,6 +5,8 @@
 //! |---|---|
 //! | [`data_dir`] | the folder: `init` makes it, `serve` opens it |
 //! | [`server`] | the running server: its parts, background work, and end |
+//! | [`listen`] | connections, and how long a client may take |
+//! | [`tls`] | certificates, read anew while the server runs |
 //! | [`routes`] | HTTP: for nodes, for operators, for payloads |
 //! | [`auth`] | tokens and roles |
 //! | [`repository`] | the TUF repository: checks what is pushed, publishes it whole, renews what expires |
@@ -27,6 +29,7 @@ pub mod credentials;
 pub mod data_dir;
 pub mod decision;
 pub mod error;
+pub mod listen;
 pub mod locks;
 pub mod payloads;
 pub mod policies;
@@ -35,3 +38,4 @@ pub mod rollouts;
 pub mod routes;
 pub mod server;
 pub mod store;
+pub mod tls;

@@ -4,6 +4,7 @@ use crate::changes::Changes;
 use crate::checkins::CheckIns;
 use crate::credentials::Credentials;
 use crate::data_dir::DataDir;
+use crate::listen::{Listener, ended};
 use crate::locks;
 use crate::payloads::Payloads;
 use crate::repository::Repository;
@@ -15,7 +16,6 @@ use jiff::Timestamp;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpListener;
 use tokio::sync::{MutexGuard, watch};
 use tokio::time::MissedTickBehavior;
 
@@ -178,32 +178,26 @@ impl App {
 
     /// Serves on `listener` until `stop` resolves; then running transfers get some seconds, and what waits is
     /// written.
-    ///
-    /// # Errors
-    /// Where the listener fails.
     pub async fn serve(
         &self,
-        listener: TcpListener,
+        listener: impl Into<Listener>,
         stop: impl Future<Output = ()> + Send + 'static,
-    ) -> std::io::Result<()> {
+    ) {
         let (stopping, stopped) = watch::channel(false);
         let background = tokio::spawn(self.clone().background(stopped.clone()));
         tokio::spawn(async move {
             stop.await;
             stopping.send_replace(true);
         });
-        let serving = axum::serve(listener, self.router()).with_graceful_shutdown(ended(stopped.clone()));
+        let serving = listener.into().serve(self.router(), stopped.clone());
         let overdue = async {
             ended(stopped).await;
             tokio::time::sleep(GRACE).await;
         };
-        let result = tokio::select! {
-            result = std::future::IntoFuture::into_future(serving) => result,
-            () = overdue => {
-                tracing::warn!("transfers were still running; they are cut off");
-                Ok(())
-            }
-        };
+        tokio::select! {
+            () = serving => {}
+            () = overdue => tracing::warn!("transfers were still running; they are cut off"),
+        }
         // It ends by itself, and not in the middle of a write.
         if background.await.is_err() {
             tracing::error!("the background work had failed");
@@ -213,7 +207,6 @@ impl App {
         if tokio::time::timeout(GRACE, self.store().close()).await.is_err() {
             tracing::warn!("the database was still in use");
         }
-        result
     }
 
     async fn background(self, stopped: watch::Receiver<bool>) {
@@ -238,10 +231,4 @@ impl App {
             }
         }
     }
-}
-
-/// Resolves when the server was told to end.
-async fn ended(mut stopped: watch::Receiver<bool>) {
-    // An error means that the sender is gone, which is an end as well.
-    drop(stopped.wait_for(|stopped| *stopped).await);
 }

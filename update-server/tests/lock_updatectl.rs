@@ -49,8 +49,11 @@ impl Desk {
 
     /// Runs a command line in which `@name` is a path in the folder.
     async fn run(&self, line: &str) -> Result<Exit, OperatorError> {
-        let options =
-            ServerOptions { server: Some(self.server.url.clone()), token: self.server.admin().token };
+        let options = ServerOptions {
+            server: Some(self.server.url.clone()),
+            token: self.server.admin().token,
+            ..ServerOptions::default()
+        };
         let args = line.split(' ').map(|arg| match arg.strip_prefix('@') {
             Some(name) => self.dir.path().join(name).into_os_string(),
             None => arg.into(),

@@ -37,7 +37,11 @@ impl Desk {
         std::fs::write(keys.join("root.json"), operator.root.bytes()).unwrap();
         std::fs::write(keys.join("1.root.json"), operator.root.bytes()).unwrap();
         std::fs::write(keys.join("targets.json"), operator.targets.bytes()).unwrap();
-        let options = ServerOptions { server: Some(server.url.clone()), token: server.admin().token };
+        let options = ServerOptions {
+            server: Some(server.url.clone()),
+            token: server.admin().token,
+            ..ServerOptions::default()
+        };
         Self { dir, options }
     }
 

@@ -19,6 +19,17 @@ const fn key(path: &'static str, default: Option<&'static str>, doc: &'static st
 /// All settings, table by table.
 pub const KEYS: &[Key] = &[
     key("server.url", None, "the update server, as in https://updates.example.org; required"),
+    key(
+        "server.ca",
+        None,
+        "a PEM file with the authorities that sign the server's certificate; those of the system, if not set",
+    ),
+    key(
+        "server.cert",
+        None,
+        "a PEM file with this node's client certificate, for a server that asks for one",
+    ),
+    key("server.key", None, "a PEM file with its private key, not encrypted"),
     key("identity.channel", None, "the channel this node follows; required"),
     key(
         "identity.group",

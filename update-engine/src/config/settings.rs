@@ -2,9 +2,11 @@
 
 mod alerts;
 mod lock;
+mod server;
 
 use super::keys::{self, Key};
 use super::{ConfigError, Merged, Origin};
+use crate::network::tls::Tls;
 use disk::layout::{RoleLayout, SlotLayout};
 use jiff::civil::Weekday;
 use jiff::tz::TimeZone;
@@ -51,6 +53,8 @@ pub struct Settings {
 pub struct Server {
     /// Its base address, ending in a slash.
     pub url: reqwest::Url,
+    /// Certificates.
+    pub tls: Tls,
 }
 
 /// Who the node is to the server.
@@ -157,7 +161,7 @@ impl Settings {
     pub fn from_merged(merged: &Merged) -> Result<Self, ConfigError> {
         let read = Reader { merged };
         Ok(Self {
-            server: Server { url: read.url("server.url")? },
+            server: read.server()?,
             identity: Identity {
                 channel: read.required("identity.channel")?,
                 group: read.required("identity.group")?,

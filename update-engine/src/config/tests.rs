@@ -112,7 +112,10 @@ fn each_is_told(cases: &[(&str, &str)]) {
 #[test]
 fn every_mistake_names_its_place() {
     let cases = [
-        ("[server]\nurll = \"x\"\n", "/etc/node.toml:2: unknown key server.urll: known in [server]: url"),
+        (
+            "[server]\nurll = \"x\"\n",
+            "/etc/node.toml:2: unknown key server.urll: known in [server]: url, ca, cert, key",
+        ),
         ("[sever]\nurl = \"x\"\n", "/etc/node.toml:1: unknown key sever: known tables: server, identity"),
         ("server = 3\n", "/etc/node.toml:1: unknown key server"),
         ("[server]\nurl = [\n", "/etc/node.toml:"),

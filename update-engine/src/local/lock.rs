@@ -120,7 +120,7 @@ async fn look(settings: &Settings, folder: &StateFolder, engine: Option<&Status>
     }
     let failed = |error: &dyn std::error::Error| Unseen::Failed(chain(error));
     let node = folder.known_node().map_err(|error| failed(&error))?;
-    let server = Client::new(settings.server.url.clone(), settings.download.clone());
+    let server = Client::new(&settings.server, settings.download.clone());
     let mut server = server.map_err(|error| failed(&error))?.asking_once();
     if let LockBackend::Server = settings.lock.backend {
         server = server.with_credential(folder.known_credential().map_err(|error| failed(&error))?);

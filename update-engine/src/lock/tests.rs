@@ -65,7 +65,7 @@ fn client_of(settings: &Lock, server: reqwest::Url) -> LockClient {
     let fragment = crate::config::fragment::Fragment::parse(std::path::Path::new("t.toml"), text).unwrap();
     let merged = crate::config::Merged::from_fragments([fragment]);
     let limits = crate::config::Settings::from_merged(&merged).unwrap().download;
-    let server = network::Client::new(server, limits).unwrap();
+    let server = network::Client::new(&server.into(), limits).unwrap();
     LockClient::new(settings, &server, &NODE.parse().unwrap()).unwrap()
 }
 

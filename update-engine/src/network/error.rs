@@ -21,6 +21,9 @@ pub enum NetworkError {
         #[source]
         source: reqwest::Error,
     },
+    /// A file of `[server]` cannot be used.
+    #[error("[server] in the configuration cannot be used")]
+    Tls(#[from] super::tls::TlsError),
     /// A path that does not make an address.
     #[error("not a path on the server: {path:?}")]
     Address {

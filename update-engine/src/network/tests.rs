@@ -36,7 +36,7 @@ fn limits() -> Download {
 }
 
 fn client(server: &Server, limits: Download) -> Client {
-    Client::new(server.url(), limits).unwrap()
+    Client::new(&server.url().into(), limits).unwrap()
 }
 
 /// A server that takes connections and never answers; it tells when one has come.
@@ -312,7 +312,7 @@ async fn nobody_there_is_told_with_the_cause() {
     let server = Server::start(|_, _| Answer::silence()).await;
     let url = server.url();
     drop(server);
-    let client = Client::new(url.clone(), limits()).unwrap();
+    let client = Client::new(&url.clone().into(), limits()).unwrap();
     let error = client.get("v1/metadata/timestamp.json", 10).await.unwrap_err();
     let text = line(&error);
     assert!(text.starts_with(&format!("no answer from {url}v1/metadata/timestamp.json: ")), "{text}");
@@ -403,8 +403,12 @@ fn retry_after_is_seconds_or_a_date() {
 #[tokio::test]
 async fn a_transfer_stops_while_the_network_is_silent() {
     let (url, asked) = silent_server().await;
-    let payload =
-        Payload::new(Client::new(url, patient()).unwrap(), &Sha256::of(b"payload"), SIZE, Arc::default());
+    let payload = Payload::new(
+        Client::new(&url.into(), patient()).unwrap(),
+        &Sha256::of(b"payload"),
+        SIZE,
+        Arc::default(),
+    );
     let abort = Arc::new(AtomicBool::new(false));
     let runtime = tokio::runtime::Handle::current();
     let mut source = NetworkBytes::new(payload.unwrap(), runtime, Arc::clone(&abort), |_| {});
@@ -422,7 +426,7 @@ async fn an_install_stops_while_the_network_is_silent() {
     let abort = Arc::new(AtomicBool::new(false));
     let disk = folder.path().join("disk.img");
     let installer = Installer {
-        client: Client::new(url, patient()).unwrap(),
+        client: Client::new(&url.into(), patient()).unwrap(),
         slots: Arc::new(Mutex::new(Slots::new(Arc::new(disk), disk::SlotLayout::default()))),
         heads: folder.path().join("heads"),
         meter: Arc::default(),

@@ -1,12 +1,15 @@
 //! Steps 3 and 4: HTTP to a server, for operators. Every answer is bounded before it is read.
 
 use super::OperatorError;
+use crate::network::tls::Tls;
 use clap::Args;
 use protocol::digest::Sha256;
 use protocol::wire::{ErrorBody, PUSH_MAX};
 use reqwest::{Method, Response, StatusCode, Url};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::ffi::OsString;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// How long to wait for a connection.
@@ -23,6 +26,28 @@ pub struct ServerOptions {
     /// The token to show to it.
     #[arg(long, global = true, env = "UPDATECTL_TOKEN", hide_env_values = true, value_name = "TOKEN")]
     pub token: Option<String>,
+    /// A PEM file with the authorities that may sign its certificate; those of the system, if not given.
+    #[arg(long, global = true, env = "UPDATECTL_CA", value_name = "FILE")]
+    pub ca: Option<OsString>,
+    /// A PEM file with a certificate to show to it, if it asks for one.
+    #[arg(long, global = true, env = "UPDATECTL_CLIENT_CERT", value_name = "FILE")]
+    pub client_cert: Option<OsString>,
+    /// A PEM file with that certificate's private key, not encrypted.
+    #[arg(long, global = true, env = "UPDATECTL_CLIENT_KEY", value_name = "FILE")]
+    pub client_key: Option<OsString>,
+}
+
+impl ServerOptions {
+    /// The files of a connection; an empty variable is none.
+    fn tls(&self) -> Result<Tls, OperatorError> {
+        let path = |text: &Option<OsString>| text.clone().filter(|text| !text.is_empty()).map(PathBuf::from);
+        let identity = match (path(&self.client_cert), path(&self.client_key)) {
+            (Some(certificate), Some(key)) => Some((certificate, key)),
+            (None, None) => None,
+            _ => return Err(OperatorError::HalfAnIdentity),
+        };
+        Ok(Tls { ca: path(&self.ca), identity })
+    }
 }
 
 /// A connection to a server.
@@ -50,13 +75,12 @@ impl Client {
         }
         let token = options.token.as_deref().map(str::trim).filter(|token| !token.is_empty());
         let token = token.ok_or(OperatorError::NoToken)?.to_owned();
-        let http = reqwest::Client::builder()
+        let builder = reqwest::Client::builder()
             .connect_timeout(CONNECT)
             .read_timeout(SILENCE)
             // A token is not carried to wherever an answer points.
-            .redirect(reqwest::redirect::Policy::none())
-            .build()
-            .map_err(OperatorError::Http)?;
+            .redirect(reqwest::redirect::Policy::none());
+        let http = options.tls()?.apply(builder)?.build().map_err(OperatorError::Http)?;
         Ok(Self { http, server, token })
     }
 

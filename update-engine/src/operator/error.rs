@@ -34,6 +34,14 @@ pub enum OperatorError {
         "no token: expected --token TOKEN or UPDATECTL_TOKEN in the environment; update-server token create makes one"
     )]
     NoToken,
+    /// A certificate without its key, or the other way round.
+    #[error(
+        "a client certificate needs its private key: expected both --client-cert and --client-key, found one"
+    )]
+    HalfAnIdentity,
+    /// A file of the connection cannot be used.
+    #[error(transparent)]
+    Tls(#[from] crate::network::tls::TlsError),
     /// The HTTP client cannot be made.
     #[error("cannot start the HTTP client")]
     Http(#[source] reqwest::Error),
@@ -161,9 +169,12 @@ impl OperatorError {
     pub const fn exit(&self) -> Exit {
         match self {
             Self::Untrusted { .. } | Self::Refused(_) => Exit::Refused,
-            Self::NoServer | Self::NoLock { .. } | Self::NoToken | Self::Address(_) | Self::NobodyToAsk => {
-                Exit::Usage
-            }
+            Self::NoServer
+            | Self::NoLock { .. }
+            | Self::NoToken
+            | Self::Address(_)
+            | Self::HalfAnIdentity
+            | Self::NobodyToAsk => Exit::Usage,
             _ => Exit::Failed,
         }
     }

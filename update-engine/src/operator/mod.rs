@@ -48,6 +48,9 @@ pub enum OperatorCommand {
         /// How many entries to show.
         #[arg(long, default_value_t = 50)]
         limit: u32,
+        /// Only entries below this number, to go on where the last list ended.
+        #[arg(long, value_name = "SEQ")]
+        before: Option<u64>,
     },
 }
 
@@ -67,7 +70,7 @@ pub async fn run(
         OperatorCommand::Channel(command) => channel::run(command, &client, json).await,
         OperatorCommand::Rollout(command) => rollout::run(command, &client, json).await,
         OperatorCommand::Node(command) => node::run(command, &client, json).await,
-        OperatorCommand::Audit { limit } => node::audit(&client, limit, json).await,
+        OperatorCommand::Audit { limit, before } => node::audit(&client, limit, before, json).await,
     }
 }
 

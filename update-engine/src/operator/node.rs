@@ -144,8 +144,14 @@ fn shown(event: &Event) -> String {
     text
 }
 
-pub(super) async fn audit(client: &Client, limit: u32, json: bool) -> Result<Exit, OperatorError> {
-    let log: AuditLog = client.get(&format!("api/v1/audit?limit={limit}")).await?;
+pub(super) async fn audit(
+    client: &Client,
+    limit: u32,
+    before: Option<u64>,
+    json: bool,
+) -> Result<Exit, OperatorError> {
+    let before = before.map(|seq| format!("&before={seq}")).unwrap_or_default();
+    let log: AuditLog = client.get(&format!("api/v1/audit?limit={limit}{before}")).await?;
     if json {
         print_json(&log)?;
         return Ok(Exit::Done);

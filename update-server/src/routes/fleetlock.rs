@@ -1,7 +1,8 @@
 //! Step 9, permit: FleetLock v1, for clients that are not ours (Zincati and others). It is what their protocol says, no
 //! more: no attempt, no boot, no credential, so that any client can speak for any other. Weaker by declaration.
 
-use crate::error::chain;
+use crate::error::{cause, chain};
+use crate::listen::TooSlow;
 use crate::locks;
 use crate::server::App;
 use axum::Json;
@@ -125,7 +126,15 @@ async fn answer(
 
 /// Who asks. The body is JSON, whatever `Content-Type` says: Zincati sends none, and curl says that it is a form.
 async fn client(body: Body) -> Result<(ClientId, Group), Failure> {
-    let Ok(bytes) = axum::body::to_bytes(body, LOCK_BODY_MAX).await else {
+    let bytes = axum::body::to_bytes(body, LOCK_BODY_MAX).await;
+    if let Some(slow) = bytes.as_ref().err().and_then(|error| cause::<TooSlow>(error)) {
+        return Err(Failure::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "too_slow",
+            format!("{slow}: send it in one go"),
+        ));
+    }
+    let Ok(bytes) = bytes else {
         return Err(Failure::bad(
             "invalid_body",
             format!("the body broke off or has more than {LOCK_BODY_MAX} bytes"),

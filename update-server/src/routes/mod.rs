@@ -7,7 +7,8 @@ pub mod node;
 pub mod payloads;
 pub mod rollouts;
 
-use crate::error::ApiError;
+use crate::error::{ApiError, cause};
+use crate::listen::{Limits, TooSlow, within};
 use crate::payloads::PayloadError;
 use crate::server::App;
 use axum::Router;
@@ -16,6 +17,7 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, Request, State};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, Uri};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{delete, get, post, put};
 use protocol::wire::SCHEMA;
@@ -32,7 +34,6 @@ pub fn router(app: App) -> Router {
         .route("/v1/targets/{*path}", get(node::target))
         .route("/v1/payloads/{digest}", get(payloads::download))
         .route("/api/v1/root", put(admin::push_root))
-        .route("/api/v1/payloads/{digest}", put(payloads::upload))
         .route("/api/v1/releases", get(admin::releases).post(admin::push_release))
         .route("/api/v1/channels", get(admin::channels))
         .route("/api/v1/channels/{channel}", put(admin::set_channel))
@@ -65,10 +66,19 @@ pub fn router(app: App) -> Router {
             *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
             response
         })
+        .layer(middleware::from_fn(whole_body_in_time))
+        // An upload may take its time, as long as it moves.
+        .route("/api/v1/payloads/{digest}", put(payloads::upload))
         // Every handler bounds its own body, and payloads have no bound.
         .layer(DefaultBodyLimit::disable())
         .layer(TraceLayer::new_for_http())
         .with_state(app)
+}
+
+/// Bodies are small, so each must be there soon.
+async fn whole_body_in_time(request: Request, next: Next) -> Response {
+    let limits = request.extensions().get::<Limits>().copied().unwrap_or_default();
+    next.run(request.map(|body| within(body, limits.body))).await
 }
 
 /// Every other address. FleetLock v1 is here and not among the routes, because its clients add a slash or a prefix.
@@ -163,18 +173,15 @@ struct SchemaOnly {
 /// Reads a JSON document of at most `limit` bytes and of our schema.
 async fn read_json<T: DeserializeOwned>(body: Body, limit: usize) -> Result<T, ApiError> {
     let invalid = |error: serde_json::Error| ApiError::Invalid(format!("the body is not valid: {error}"));
-    let bytes = match axum::body::to_bytes(body, limit).await {
-        Ok(bytes) => bytes,
-        Err(error) => {
-            let too_large = std::error::Error::source(&error)
-                .is_some_and(|source| source.is::<http_body_util::LengthLimitError>());
-            return Err(if too_large {
-                ApiError::TooLarge(format!("the body is too long: expected at most {limit} bytes"))
-            } else {
-                ApiError::Invalid("the body broke off".to_owned())
-            });
+    let bytes = axum::body::to_bytes(body, limit).await.map_err(|error| {
+        if let Some(slow) = cause::<TooSlow>(&error) {
+            ApiError::TooSlow(format!("{slow}: send it in one go"))
+        } else if cause::<http_body_util::LengthLimitError>(&error).is_some() {
+            ApiError::TooLarge(format!("the body is too long: expected at most {limit} bytes"))
+        } else {
+            ApiError::Invalid("the body broke off".to_owned())
         }
-    };
+    })?;
     let SchemaOnly { schema } = serde_json::from_slice(&bytes).map_err(invalid)?;
     if schema != SCHEMA {
         return Err(ApiError::Invalid(format!(

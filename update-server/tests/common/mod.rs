@@ -8,6 +8,7 @@
 
 pub mod database;
 pub mod fleet;
+pub mod listening;
 pub mod payloads;
 pub mod program;
 
@@ -54,7 +55,7 @@ pub struct Server {
     pub url: String,
     time: Arc<Mutex<Timestamp>>,
     stop: oneshot::Sender<()>,
-    task: JoinHandle<std::io::Result<()>>,
+    task: JoinHandle<()>,
 }
 
 impl Server {
@@ -97,9 +98,8 @@ impl Server {
         let (stop, stopped) = oneshot::channel::<()>();
         let serving = app.clone();
         let task = tokio::spawn(async move {
-            let result = serving.serve(listener, async { drop(stopped.await) }).await;
+            serving.serve(listener, async { drop(stopped.await) }).await;
             drop(data);
-            result
         });
         Self { dir, database, bucket, app, url, time, stop, task }
     }
@@ -112,7 +112,7 @@ impl Server {
     /// Ends it in good order, lets `change` have its database and its folder, and starts it again.
     pub async fn restart_after(mut self, change: impl FnOnce(&mut Database, &Path)) -> Self {
         self.stop.send(()).unwrap();
-        self.task.await.unwrap().unwrap();
+        self.task.await.unwrap();
         change(&mut self.database, &self.dir.path().join("srv"));
         Self::run(self.dir, self.database, self.bucket, self.time).await
     }

@@ -123,17 +123,7 @@ impl Reader<'_> {
     }
 
     fn etcd(&self) -> Result<Etcd, ConfigError> {
-        let (cert, key) = (self.optional_path("lock.etcd.cert")?, self.optional_path("lock.etcd.key")?);
-        let identity = match (cert, key) {
-            (Some(cert), Some(key)) => Some((cert, key)),
-            (None, None) => None,
-            (Some(_), None) => {
-                return Err(self.bad("lock.etcd.key", "lock.etcd.cert needs it, found nothing"));
-            }
-            (None, Some(_)) => {
-                return Err(self.bad("lock.etcd.cert", "lock.etcd.key needs it, found nothing"));
-            }
-        };
+        let identity = self.pair("lock.etcd.cert", "lock.etcd.key")?;
         let user: Option<String> = self.optional("lock.etcd.user")?;
         let file = self.optional_path("lock.etcd.password_file")?;
         let login = match (user, file) {
