@@ -379,6 +379,9 @@ pub struct AuditEntry {
     pub subject: String,
     /// From what to what.
     pub detail: String,
+    /// The hash of this entry and of the hash before it; none from a server that has no such hashes yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hash: Option<Sha256>,
 }
 
 /// The body of every error answer.

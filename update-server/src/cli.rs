@@ -1,12 +1,13 @@
 //! The commands of `update-server` and what they print.
 
+mod audit;
 mod serve;
 
 use crate::auth::{self, Role};
 use crate::data_dir::{self, DataDir, DataDirError};
 use crate::payloads::BucketPlace;
 use crate::server::{App, system_clock};
-use crate::store::audit::{self, Change};
+use crate::store::audit::{Change, record};
 use crate::store::{DatabaseUrl, Store, tokens};
 use anyhow::{Context as _, Result};
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
@@ -54,6 +55,9 @@ enum Command {
     /// Tokens of operators.
     #[command(subcommand)]
     Token(TokenCommand),
+    /// The audit log.
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
     /// Write a consistent copy of the SQLite database, while the server may run. Copy online-keys/ and, if
     /// they are there, payloads/ as files.
     Backup {
@@ -163,6 +167,7 @@ pub async fn run(cli: Cli) -> Result<Exit> {
         }
         Command::Token(TokenCommand::List(data)) => list_tokens(&data, json).await,
         Command::Token(TokenCommand::Revoke { data, name }) => revoke_token(&data, &name, json).await,
+        Command::Audit(command) => audit::run(&command, json).await,
         Command::Backup { data, out } => backup(&data, &out, json).await,
     }
 }
@@ -311,7 +316,7 @@ async fn revoke_token(data: &DataDirArgs, name: &str, json: bool) -> Result<Exit
     let revoked = found.revoked_at.is_none() && tokens::revoke(&mut change, name, now).await?;
     if revoked {
         let entry = Change { actor: "server", action: "token.revoke", subject: name, detail: "" };
-        audit::record(&mut change, now, entry).await?;
+        record(&mut change, now, entry).await?;
     }
     // Also where nothing changed: an open change keeps the database from being closed.
     change.commit().await?;

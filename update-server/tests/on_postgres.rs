@@ -6,6 +6,8 @@
     reason = "each of these is a program of its own as well, with what it shares"
 )]
 
+#[path = "audit.rs"]
+mod audit;
 #[path = "http.rs"]
 mod http;
 #[path = "lock_fleetlock.rs"]

@@ -175,6 +175,7 @@ document!(
             action: "channel.set".to_owned(),
             subject: "alpha".to_owned(),
             detail: "1.0.0 -> 1.1.0".to_owned(),
+            hash: Some(Sha256::of(b"audit")),
         }],
     }
 );

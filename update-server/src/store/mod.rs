@@ -169,7 +169,9 @@ impl Store {
     /// made it; with it, also where PostgreSQL holds a server's data already.
     pub async fn open(place: &Place, create: bool) -> Result<Self, StoreError> {
         let (pool, kind) = place::open(place, create).await?;
-        Ok(Self { pool, kind, turn: Arc::default() })
+        let store = Self { pool, kind, turn: Arc::default() };
+        audit::begin_chain(&store).await?;
+        Ok(store)
     }
 
     /// A connection for reading: each statement sees what is committed when it begins.
