@@ -17,8 +17,11 @@ use serde_json::json;
 use serve::ServeArgs;
 use std::fmt;
 use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use tokio::signal::unix::{SignalKind, signal};
+
+mod data;
 
 /// The schema number of what `--json` prints.
 const SCHEMA: u32 = 1;
@@ -67,6 +70,10 @@ enum Command {
         #[arg(long)]
         out: PathBuf,
     },
+    /// Move a data directory's data from SQLite to an empty PostgreSQL database. No server may run on it.
+    Migrate(data::MigrateArgs),
+    /// Make a data directory from a backup of its SQLite database, after looking at the whole of it.
+    Restore(data::RestoreArgs),
 }
 
 #[derive(Args)]
@@ -169,6 +176,8 @@ pub async fn run(cli: Cli) -> Result<Exit> {
         Command::Token(TokenCommand::Revoke { data, name }) => revoke_token(&data, &name, json).await,
         Command::Audit(command) => audit::run(&command, json).await,
         Command::Backup { data, out } => backup(&data, &out, json).await,
+        Command::Migrate(args) => data::migrate(&args, json).await,
+        Command::Restore(args) => data::restore(&args, json).await,
     }
 }
 
@@ -341,7 +350,19 @@ async fn backup(data: &DataDirArgs, out: &Path, json: bool) -> Result<Exit> {
     anyhow::ensure!(!out.exists(), "{} is there already: expected a new file", out.display());
     let path = out.to_str().context("the backup's name is not UTF-8")?;
     let store = data.open_store().await?;
-    store.copy_to(path).await?;
+    // It has hashes of tokens in it. SQLite writes into an empty file as it is.
+    std::fs::File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(out)
+        .with_context(|| format!("cannot make {}", out.display()))?;
+    let copied = store.copy_to(path).await;
+    if copied.is_err() {
+        // It was made here, and is no backup.
+        drop(std::fs::remove_file(out));
+    }
+    copied?;
     store.close().await;
     // The copy is on the disk before anyone is told that there is one.
     std::fs::File::open(out)?.sync_all()?;

@@ -98,17 +98,18 @@ pub struct DataDir {
     _lock: File,
 }
 
-const DATABASE: &str = "server.db";
-const KEYS: &str = "online-keys";
-const PUBLIC_KEYS: &str = "online-keys.pub.json";
-const ADMIN_TOKEN: &str = "admin-token";
+pub(crate) const DATABASE: &str = "server.db";
+pub(crate) const KEYS: &str = "online-keys";
+pub(crate) const PUBLIC_KEYS: &str = "online-keys.pub.json";
+pub(crate) const ADMIN_TOKEN: &str = "admin-token";
+pub(crate) const PAYLOADS: &str = "payloads";
 
-fn io_error(path: &Path) -> impl FnOnce(io::Error) -> DataDirError {
+pub(crate) fn io_error(path: &Path) -> impl FnOnce(io::Error) -> DataDirError {
     let path = path.to_owned();
     |source| DataDirError::Io { path, source }
 }
 
-fn make_private_folder(path: &Path) -> Result<(), DataDirError> {
+pub(crate) fn make_private_folder(path: &Path) -> Result<(), DataDirError> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io_error(path))
 }
 
@@ -117,7 +118,7 @@ fn place(folder: &Path, database: Option<&DatabaseUrl>) -> Place {
     database.map_or_else(|| Place::Sqlite(folder.join(DATABASE)), |url| Place::Postgres(url.clone()))
 }
 
-async fn open_place(place: Place, create: bool) -> Result<Store, DataDirError> {
+pub(crate) async fn open_place(place: Place, create: bool) -> Result<Store, DataDirError> {
     match Store::open(&place, create).await {
         Ok(store) => Ok(store),
         Err(source) => Err(DataDirError::Store { place, source }),
@@ -145,7 +146,7 @@ pub async fn init(folder: &Path, database: Option<&DatabaseUrl>, now: Timestamp)
     let keys = OnlineKeys::generate()?;
     keys.save(&folder.join(KEYS))?;
     keys.public().save(&folder.join(PUBLIC_KEYS))?;
-    Payloads::in_folder(&folder.join("payloads")).map_err(io_error(&folder.join("payloads")))?;
+    Payloads::in_folder(&folder.join(PAYLOADS)).map_err(io_error(&folder.join(PAYLOADS)))?;
     let store = match postgres {
         Some(store) => store,
         None => open_place(place(folder, database), true).await?,
@@ -195,7 +196,7 @@ pub async fn open_store(folder: &Path, database: Option<&DatabaseUrl>) -> Result
 }
 
 /// Whether the folder was made for this kind of database.
-fn check_made(folder: &Path, database: Option<&DatabaseUrl>) -> Result<(), DataDirError> {
+pub(crate) fn check_made(folder: &Path, database: Option<&DatabaseUrl>) -> Result<(), DataDirError> {
     match (database, folder.join(DATABASE).exists()) {
         (None, true) => Ok(()),
         (None, false) => Err(DataDirError::NotInitialised { path: folder.to_owned(), missing: DATABASE }),
@@ -216,6 +217,17 @@ fn warn_of_files(folder: &Path, place: &BucketPlace) {
     }
 }
 
+/// What makes this process the only one that serves from a folder, until it is dropped.
+pub(crate) fn lock(folder: &Path) -> Result<File, DataDirError> {
+    let path = folder.join("lock");
+    let lock = File::options().create(true).append(true).open(&path).map_err(io_error(&path))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(DataDirError::InUse(folder.to_owned())),
+        Err(TryLockError::Error(source)) => Err(DataDirError::Io { path, source }),
+    }
+}
+
 impl DataDir {
     /// Opens a data directory to serve from it, with its payloads in `bucket` if that is given.
     ///
@@ -227,15 +239,9 @@ impl DataDir {
         bucket: Option<&BucketPlace>,
     ) -> Result<Self, DataDirError> {
         check_made(folder, database)?;
-        let path = folder.join("lock");
-        let lock = File::options().create(true).append(true).open(&path).map_err(io_error(&path))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(DataDirError::InUse(folder.to_owned())),
-            Err(TryLockError::Error(source)) => return Err(DataDirError::Io { path, source }),
-        }
+        let lock = lock(folder)?;
         let store = open_store(folder, database).await?;
-        let path = folder.join("payloads");
+        let path = folder.join(PAYLOADS);
         let payloads = match bucket {
             Some(place) => {
                 warn_of_files(&path, place);

@@ -4,6 +4,8 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`data_dir`] | the folder: `init` makes it, `serve` opens it |
+//! | [`migrate`] | a folder's data, moved from SQLite to PostgreSQL |
+//! | [`restore`] | a folder from a backup |
 //! | [`server`] | the running server: its parts, background work, and end |
 //! | [`listen`] | connections, and how long a client may take |
 //! | [`tls`] | certificates, read anew while the server runs |
@@ -31,9 +33,11 @@ pub mod decision;
 pub mod error;
 pub mod listen;
 pub mod locks;
+pub mod migrate;
 pub mod payloads;
 pub mod policies;
 pub mod repository;
+pub mod restore;
 pub mod rollouts;
 pub mod routes;
 pub mod server;

@@ -4,6 +4,7 @@
 //! same for both databases (docs/adr/0015-postgresql.md); what differs is in `place` and in the migrations.
 
 pub mod audit;
+mod catalogue;
 pub mod channels;
 pub mod credentials;
 pub mod documents;
@@ -13,13 +14,16 @@ mod place;
 pub mod releases;
 pub mod rollouts;
 pub mod tokens;
+mod transfer;
 
 pub use place::{DatabaseUrl, Place};
+pub use transfer::{Content, MovedTable, TransferError};
 
 use jiff::Timestamp;
 use sqlx::AnyPool;
 use std::borrow::Cow;
 use std::ops::{Deref, DerefMut};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Mutex, OwnedMutexGuard};
@@ -89,6 +93,9 @@ pub enum StoreError {
     /// What was asked for can be done with SQLite only.
     #[error("only SQLite is copied like that: with PostgreSQL use its own pg_dump")]
     NotSqlite,
+    /// A copy of SQLite's file is not what it should be.
+    #[error("{0}")]
+    Damaged(String),
     /// It holds something that no version of this server writes.
     #[error("the database holds {what} that cannot be read: {found:?}; restore a backup")]
     Corrupt {
@@ -227,6 +234,14 @@ impl Store {
         }
         sqlx::query("VACUUM INTO $1").bind(path).execute(&mut *self.read().await?).await?;
         Ok(())
+    }
+
+    /// Looks at a copy of a SQLite database as a whole, before it is used: its pages, and what refers to what.
+    ///
+    /// # Errors
+    /// [`StoreError`] where it is none, is damaged, or is not a server's.
+    pub async fn check_copy(path: &Path) -> Result<(), StoreError> {
+        place::check_sqlite(path).await
     }
 
     /// Ends all connections; what is committed is on the disk already.

@@ -121,6 +121,39 @@ fn pool(prepare: &'static str) -> AnyPoolOptions {
     })
 }
 
+/// Looks at the whole of a SQLite database that nobody uses.
+pub(super) async fn check_sqlite(path: &Path) -> Result<(), StoreError> {
+    install_default_drivers();
+    let damaged = |found: String| StoreError::Damaged(format!("it is damaged: {found}; take another backup"));
+    let mut conn = AnyConnection::connect_with(&sqlite(path, false)?).await?;
+    let done = async {
+        // A file that is none is found here too, with SQLite's own words.
+        let found: Vec<(String,)> = sqlx::query_as("PRAGMA integrity_check(3)").fetch_all(&mut conn).await?;
+        if let Some((line,)) = found.into_iter().find(|(line,)| line != "ok") {
+            return Err(damaged(line.lines().collect::<Vec<_>>().join(" ")));
+        }
+        let found: Vec<(String, String)> =
+            sqlx::query_as("SELECT \"table\", parent FROM pragma_foreign_key_check").fetch_all(&mut conn).await?;
+        if let Some((table, parent)) = found.first() {
+            return Err(damaged(format!("{table} names what is not in {parent}")));
+        }
+        let ours: i64 = sqlx::query_scalar(
+            "SELECT COUNT(*) FROM sqlite_schema WHERE type = 'table' AND name IN ('_sqlx_migrations', 'token')",
+        )
+        .fetch_one(&mut conn)
+        .await?;
+        if ours < 2 {
+            return Err(StoreError::Damaged(
+                "it is not a server's database: expected a file that update-server backup wrote".to_owned(),
+            ));
+        }
+        Ok(())
+    }
+    .await;
+    conn.close().await?;
+    done
+}
+
 fn sqlite(path: &Path, create: bool) -> Result<AnyConnectOptions, sqlx::Error> {
     // Without links and `..`, which an address resolves by its own rules.
     let folder = path.parent().unwrap_or(Path::new("/")).canonicalize().map_err(sqlx::Error::Io)?;
