@@ -33,6 +33,12 @@ impl CheckIns {
         waiting.len() >= WAITING_MAX
     }
 
+    /// How many nodes' words wait to be written.
+    #[must_use]
+    pub fn waiting_count(&self) -> usize {
+        self.waiting().len()
+    }
+
     /// Writes what waits. When it returns, everything that was said before is in the database.
     ///
     /// # Errors

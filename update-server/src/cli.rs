@@ -6,6 +6,7 @@ mod serve;
 use crate::auth::{self, Role};
 use crate::data_dir::{self, DataDir, DataDirError};
 use crate::payloads::BucketPlace;
+use crate::routes::metrics_router;
 use crate::server::{App, system_clock};
 use crate::store::audit::{Change, record};
 use crate::store::{DatabaseUrl, Store, tokens};
@@ -20,6 +21,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 
 mod data;
 
@@ -225,6 +227,9 @@ async fn serve(
     let app = App::new(&data, system_clock()).await.context("cannot read what is published")?;
     app.renew().await;
     let (listener, address) = args.listener(tls.clone()).await?;
+    let (ending, ended) = watch::channel(false);
+    let metrics =
+        args.metrics_listener().await?.map(|socket| socket.serve(metrics_router(app.clone()), ended));
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let hangup = signal(SignalKind::hangup())?;
     let said = if json {
@@ -236,6 +241,7 @@ async fn serve(
     if let Err(error) = said {
         tracing::warn!("listening on {address}; {error:#}");
     }
+    let metrics = metrics.map(tokio::spawn);
     let keeping = tokio::spawn(serve::keep_tls(tls, hangup));
     let stop = async move {
         tokio::select! {
@@ -246,6 +252,10 @@ async fn serve(
     };
     app.serve(listener, stop).await;
     keeping.abort();
+    drop(ending);
+    if let Some(metrics) = metrics {
+        metrics.abort();
+    }
     Ok(Exit::Done)
 }
 

@@ -21,6 +21,7 @@
 //! | [`changes`] | what must be durable before it is answered: many nodes' changes in one commit |
 //! | [`checkins`] | signs of life, gathered |
 //! | [`store`] | the database; all SQL |
+//! | [`metrics`] | figures for Prometheus |
 //! | [`cli`] | the commands and what they print |
 
 pub mod auth;
@@ -33,6 +34,7 @@ pub mod decision;
 pub mod error;
 pub mod listen;
 pub mod locks;
+pub mod metrics;
 pub mod migrate;
 pub mod payloads;
 pub mod policies;

@@ -6,6 +6,7 @@ use crate::credentials::Credentials;
 use crate::data_dir::DataDir;
 use crate::listen::{Listener, ended};
 use crate::locks;
+use crate::metrics::Metrics;
 use crate::payloads::Payloads;
 use crate::repository::Repository;
 use crate::rollouts;
@@ -50,6 +51,7 @@ struct Inner {
     checkins: CheckIns,
     changes: Changes,
     credentials: Credentials,
+    metrics: Metrics,
     /// Held while a lock's document is changed: changes take turns here instead of fighting over the database.
     lock_turn: tokio::sync::Mutex<()>,
     clock: Clock,
@@ -76,6 +78,7 @@ impl App {
             checkins: CheckIns::default(),
             changes: Changes::default(),
             credentials: Credentials::default(),
+            metrics: Metrics::default(),
             lock_turn: tokio::sync::Mutex::default(),
             clock,
         };
@@ -126,6 +129,12 @@ impl App {
     #[must_use]
     pub fn credentials(&self) -> &Credentials {
         &self.inner.credentials
+    }
+
+    /// What is counted.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.inner.metrics
     }
 
     /// A turn at changing a lock's document.

@@ -38,9 +38,22 @@ pub(super) struct ServeArgs {
     /// How many connections are served at once; others wait.
     #[arg(long, env = "UPDATE_SERVER_MAX_CONNECTIONS", value_name = "N", default_value = "10000")]
     max_connections: NonZeroU32,
+    /// Show /metrics at this address too, without TLS and without a token: an address that only Prometheus reaches.
+    #[arg(long, env = "UPDATE_SERVER_METRICS_LISTEN", value_name = "ADDRESS")]
+    metrics_listen: Option<String>,
 }
 
 impl ServeArgs {
+    /// The socket for Prometheus, if it is to have one of its own.
+    pub(super) async fn metrics_listener(&self) -> Result<Option<Listener>> {
+        let Some(address) = self.metrics_listen.as_deref().filter(|text| !text.is_empty()) else {
+            return Ok(None);
+        };
+        let tcp = bind(address).await?;
+        tracing::info!("metrics on http://{}/metrics", tcp.local_addr()?);
+        Ok(Some(Listener::from(tcp)))
+    }
+
     /// TLS, if it is asked for.
     pub(super) fn tls(&self) -> Result<Option<Tls>> {
         // An empty variable is none.

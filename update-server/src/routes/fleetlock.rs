@@ -61,6 +61,11 @@ impl Failure {
     }
 }
 
+/// Whether a path asks for something of the protocol.
+pub(crate) fn is_asked(path: &str) -> bool {
+    Asked::of(path).is_some()
+}
+
 /// Answers a request.
 pub(super) async fn serve(
     app: &App,

@@ -7,8 +7,10 @@ pub mod node;
 pub mod payloads;
 pub mod rollouts;
 
+use crate::auth::{Actor, Role};
 use crate::error::{ApiError, cause};
 use crate::listen::{Limits, TooSlow, within};
+use crate::metrics;
 use crate::payloads::PayloadError;
 use crate::server::App;
 use axum::Router;
@@ -57,6 +59,7 @@ pub fn router(app: App) -> Router {
         .route("/api/v1/locks/{group}/release", post(lock::release))
         .route("/api/v1/locks/{group}/import", post(lock::import))
         .route("/api/v1/lock-policy", get(lock::policy).put(lock::set_policy))
+        .route("/metrics", get(figures))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
         .fallback(elsewhere)
@@ -71,8 +74,22 @@ pub fn router(app: App) -> Router {
         .route("/api/v1/payloads/{digest}", put(payloads::upload))
         // Every handler bounds its own body, and payloads have no bound.
         .layer(DefaultBodyLimit::disable())
+        .layer(middleware::from_fn_with_state(app.clone(), metrics::count))
         .layer(TraceLayer::new_for_http())
         .with_state(app)
+}
+
+/// What a listener of its own serves to Prometheus, without a token.
+pub fn metrics_router(app: App) -> Router {
+    Router::new()
+        .route("/metrics", get(async |State(app): State<App>| metrics::show(&app).await))
+        .with_state(app)
+}
+
+/// `GET /metrics`, where everyone can ask: versions, groups and load are for operators.
+async fn figures(State(app): State<App>, actor: Actor) -> Result<Response, ApiError> {
+    actor.require(Role::Viewer)?;
+    Ok(metrics::show(&app).await)
 }
 
 /// Bodies are small, so each must be there soon.

@@ -16,7 +16,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use protocol::id::NodeId;
 use protocol::lock::ClientId;
-use protocol::wire::{BODY_MAX, Decision, EVIDENCE_MAX, Events, UpdateAnswer, UpdateCheck};
+use protocol::wire::{BODY_MAX, Decision, EVIDENCE_MAX, EventKind, Events, UpdateAnswer, UpdateCheck};
 
 /// Metadata and target files with a version or digest in their name never change.
 pub(super) const IMMUTABLE: &str = "public, max-age=31536000, immutable";
@@ -47,6 +47,7 @@ pub(super) async fn update_check(
         let told = rollouts::ask(&app, &check.channel, target, &Candidate::new(&check, &version)).await?;
         answer = acts::answer_of(answer, told, app.now());
     }
+    app.metrics().decided(answer.decision);
     if app.checkins().add(check, app.now()) {
         app.checkins().flush(app.store()).await?;
     }
@@ -89,7 +90,9 @@ pub(super) async fn events(
         )));
     }
     itself(&app, &node, &headers).await?;
+    let kinds: Vec<EventKind> = events.iter().map(|event| event.kind).collect();
     changes::make(&app, Change::Events(node, events)).await?;
+    app.metrics().happened(&kinds);
     Ok(StatusCode::NO_CONTENT)
 }
 

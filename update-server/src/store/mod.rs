@@ -8,6 +8,7 @@ mod catalogue;
 pub mod channels;
 pub mod credentials;
 pub mod documents;
+pub mod figures;
 pub mod locks;
 pub mod nodes;
 mod place;
@@ -222,6 +223,14 @@ impl Store {
     #[must_use]
     pub fn is_shared(&self) -> bool {
         self.kind == Kind::Postgres
+    }
+
+    /// How many connections are in use, and how many may be.
+    #[must_use]
+    pub fn connections(&self) -> (usize, usize) {
+        let open = usize::try_from(self.pool.size()).unwrap_or(usize::MAX);
+        let max = usize::try_from(self.pool.options().get_max_connections()).unwrap_or(usize::MAX);
+        (open.saturating_sub(self.pool.num_idle()), max)
     }
 
     /// Writes a consistent copy of the whole database to `path`, which must not exist, while the server may run.
