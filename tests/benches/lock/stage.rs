@@ -112,7 +112,7 @@ impl Backend {
         let settings = Settings::from_merged(&Merged::from_fragments([fragment]))?;
         let mut secret = [0; 32];
         hex::decode_to_slice(node.as_str(), &mut secret[..16])?;
-        let client = network::Client::new(settings.server.url.clone(), settings.download.clone())?
+        let client = network::Client::new(&settings.server, settings.download.clone())?
             .with_credential(NodeCredential::from_random(secret));
         Ok(LockClient::new(&settings.lock, &client, node)?)
     }
