@@ -37,7 +37,7 @@ fn client(config: &Path, state: &Path) -> (LockClient, ClientId) {
     let settings = Settings::from_merged(&Merged::from_file(config).unwrap()).unwrap();
     let folder = StateFolder::view(state);
     let node: NodeId = folder.known_node().unwrap();
-    let server = Client::new(settings.server.url.clone(), settings.download.clone()).unwrap();
+    let server = Client::new(&settings.server, settings.download.clone()).unwrap();
     let server = server.with_credential(folder.known_credential().unwrap());
     (LockClient::new(&settings.lock, &server, &node).unwrap(), (&node).into())
 }

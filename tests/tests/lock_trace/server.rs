@@ -40,7 +40,7 @@ impl<'a> ServerBackend<'a> {
             let node: NodeId = id.as_str().parse()?;
             let mut secret = [7; 32];
             hex::decode_to_slice(id.as_str(), &mut secret[..16])?;
-            let client = network::Client::new(settings.server.url.clone(), settings.download.clone())?
+            let client = network::Client::new(&settings.server, settings.download.clone())?
                 .with_credential(NodeCredential::from_random(secret));
             self.nodes.insert(key.clone(), LockClient::new(&settings.lock, &client, &node)?);
         }
