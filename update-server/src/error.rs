@@ -8,6 +8,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use protocol::wire::ErrorBody;
 use std::error::Error;
+use std::net::IpAddr;
 
 /// Why a request failed. `Display` is the line that the client gets.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +34,17 @@ pub enum ApiError {
     /// 413.
     #[error("{0}")]
     TooLarge(String),
+    /// 429: this address asks too often.
+    #[error(
+        "too many requests from {address}: expected none for {seconds} s; --requests-per-second, --failures-per-minute \
+             and --trusted-proxy of update-server say how many are taken"
+    )]
+    TooMany {
+        /// Whose they are taken for.
+        address: IpAddr,
+        /// How long to wait.
+        seconds: u64,
+    },
     /// 503: not now; the same request may well succeed a little later.
     #[error("{0}")]
     Unavailable(String),
@@ -62,6 +74,7 @@ impl ApiError {
             Self::Conflict(_) => (StatusCode::CONFLICT, "conflict"),
             Self::TooSlow(_) => (StatusCode::REQUEST_TIMEOUT, "too-slow"),
             Self::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "too-large"),
+            Self::TooMany { .. } => (StatusCode::TOO_MANY_REQUESTS, "too-many-requests"),
             Self::Unavailable(_) | Self::Payloads(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
             Self::Full(_) => (StatusCode::INSUFFICIENT_STORAGE, "full"),
             Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
@@ -134,6 +147,9 @@ impl IntoResponse for ApiError {
         let headers = response.headers_mut();
         // A file that is not there may be there in a minute: no cache in between may remember the answer.
         headers.insert(header::CACHE_CONTROL, header::HeaderValue::from_static("no-store"));
+        if let Self::TooMany { seconds, .. } = self {
+            headers.insert(header::RETRY_AFTER, seconds.into());
+        }
         if status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
         }

@@ -9,6 +9,7 @@
 //! | [`server`] | the running server: its parts, background work, and end |
 //! | [`listen`] | connections, and how long a client may take |
 //! | [`tls`] | certificates, read anew while the server runs |
+//! | [`rates`] | how often an address may ask |
 //! | [`routes`] | HTTP: for nodes, for operators, for payloads |
 //! | [`auth`] | tokens and roles |
 //! | [`repository`] | the TUF repository: checks what is pushed, publishes it whole, renews what expires |
@@ -38,6 +39,7 @@ pub mod metrics;
 pub mod migrate;
 pub mod payloads;
 pub mod policies;
+pub mod rates;
 pub mod repository;
 pub mod restore;
 pub mod rollouts;

@@ -10,6 +10,7 @@ mod body;
 pub use body::TooSlow;
 pub(crate) use body::within;
 
+use crate::rates::Gate;
 use crate::tls::Tls;
 use axum::Router;
 use axum::body::Body;
@@ -72,12 +73,13 @@ pub struct Listener {
     tcp: TcpListener,
     tls: Option<Tls>,
     limits: Limits,
+    gate: Option<Arc<Gate>>,
 }
 
 impl From<TcpListener> for Listener {
     /// Plain HTTP, with the usual limits.
     fn from(tcp: TcpListener) -> Self {
-        Self { tcp, tls: None, limits: Limits::default() }
+        Self { tcp, tls: None, limits: Limits::default(), gate: None }
     }
 }
 
@@ -93,6 +95,13 @@ impl Listener {
     #[must_use]
     pub fn with_limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
+        self
+    }
+
+    /// The same, where addresses may not ask as often as they like.
+    #[must_use]
+    pub fn with_gate(mut self, gate: Gate) -> Self {
+        self.gate = Some(Arc::new(gate));
         self
     }
 
@@ -117,6 +126,7 @@ impl Listener {
                 peer,
                 tls: self.tls.clone(),
                 limits: self.limits,
+                gate: self.gate.clone(),
                 router: router.clone(),
                 stopped: stopped.clone(),
                 _place: place,
@@ -160,6 +170,7 @@ struct Connection {
     peer: SocketAddr,
     tls: Option<Tls>,
     limits: Limits,
+    gate: Option<Arc<Gate>>,
     router: Router,
     stopped: watch::Receiver<bool>,
     _place: OwnedSemaphorePermit,
@@ -185,12 +196,15 @@ impl Connection {
     async fn speak(&self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
         let activity = Activity::new();
         let router = TowerToHyperService::new(self.router.clone());
-        let (peer, limits, counted) = (self.peer, self.limits, activity.clone());
+        let (peer, limits, gate, counted) = (self.peer, self.limits, self.gate.clone(), activity.clone());
         let service = service_fn(move |request: Request<Incoming>| {
             let under_way = UnderWay::begin(&counted);
             let mut request = request.map(|body| Body::new(Read::new(body, counted.clone(), limits.read)));
             request.extensions_mut().insert(ConnectInfo(peer));
             request.extensions_mut().insert(limits);
+            if let Some(gate) = &gate {
+                request.extensions_mut().insert(Arc::clone(gate));
+            }
             let answer = router.call(request);
             async move {
                 Ok::<_, std::convert::Infallible>(answer.await?.map(|body| Counted::new(body, under_way)))

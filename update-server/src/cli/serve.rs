@@ -1,9 +1,11 @@
 //! What `serve` is told: where to listen, and how.
 
 use crate::listen::{Limits, Listener};
+use crate::rates::{Gate, Rates};
 use crate::tls::{ClientCertificate, Files, Tls};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
+use ipnet::IpNet;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::ffi::OsString;
 use std::num::NonZeroU32;
@@ -38,6 +40,16 @@ pub(super) struct ServeArgs {
     /// How many connections are served at once; others wait.
     #[arg(long, env = "UPDATE_SERVER_MAX_CONNECTIONS", value_name = "N", default_value = "10000")]
     max_connections: NonZeroU32,
+    /// How many requests one address may make without a token, on average; ten seconds' worth at once, others get 429. 0 for any
+    /// number.
+    #[arg(long, env = "UPDATE_SERVER_REQUESTS_PER_SECOND", value_name = "N", default_value = "500")]
+    requests_per_second: u32,
+    /// How many wrong tokens one address may show, on average; ten may come at once. 0 for any number.
+    #[arg(long, env = "UPDATE_SERVER_FAILURES_PER_MINUTE", value_name = "N", default_value = "60")]
+    failures_per_minute: u32,
+    /// Believe X-Forwarded-For of proxies in this network, as in 10.0.0.0/8; several with commas.
+    #[arg(long, env = "UPDATE_SERVER_TRUSTED_PROXY", value_name = "CIDR", value_delimiter = ',')]
+    trusted_proxy: Vec<IpNet>,
     /// Show /metrics at this address too, without TLS and without a token: an address that only Prometheus reaches.
     #[arg(long, env = "UPDATE_SERVER_METRICS_LISTEN", value_name = "ADDRESS")]
     metrics_listen: Option<String>,
@@ -86,7 +98,12 @@ impl ServeArgs {
         let connections = usize::try_from(self.max_connections.get())?;
         allow_files(u64::from(self.max_connections.get()));
         let limits = Limits { connections, ..Limits::default() };
-        Ok((Listener::from(tcp).with_tls(tls).with_limits(limits), address))
+        let rates = Rates {
+            requests: self.requests_per_second,
+            failures: self.failures_per_minute,
+            proxies: self.trusted_proxy.clone(),
+        };
+        Ok((Listener::from(tcp).with_tls(tls).with_limits(limits).with_gate(Gate::new(rates)), address))
     }
 }
 

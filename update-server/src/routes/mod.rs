@@ -12,6 +12,7 @@ use crate::error::{ApiError, cause};
 use crate::listen::{Limits, TooSlow, within};
 use crate::metrics;
 use crate::payloads::PayloadError;
+use crate::rates;
 use crate::server::App;
 use axum::Router;
 use axum::body::Body;
@@ -74,6 +75,7 @@ pub fn router(app: App) -> Router {
         .route("/api/v1/payloads/{digest}", put(payloads::upload))
         // Every handler bounds its own body, and payloads have no bound.
         .layer(DefaultBodyLimit::disable())
+        .layer(middleware::from_fn(rates::gate))
         .layer(middleware::from_fn_with_state(app.clone(), metrics::count))
         .layer(TraceLayer::new_for_http())
         .with_state(app)

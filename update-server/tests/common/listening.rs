@@ -25,6 +25,11 @@ pub struct Listening {
 impl Listening {
     /// Starts it.
     pub async fn start(tls: Option<Tls>, limits: Limits) -> Self {
+        Self::start_as(|tcp| Listener::from(tcp).with_tls(tls).with_limits(limits)).await
+    }
+
+    /// Starts it on a listener of the test's own making.
+    pub async fn start_as(listener: impl FnOnce(TcpListener) -> Listener) -> Self {
         let dir = TempDir::new().unwrap();
         let srv = dir.path().join("srv");
         data_dir::init(&srv, None, Timestamp::now()).await.unwrap();
@@ -32,7 +37,7 @@ impl Listening {
         let app = App::new(&data, system_clock()).await.unwrap();
         let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = tcp.local_addr().unwrap().to_string();
-        let listener = Listener::from(tcp).with_tls(tls).with_limits(limits);
+        let listener = listener(tcp);
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(async move { app.serve(listener, async { drop(stopped.await) }).await });
         Self { dir, address, stop, task, _data: data }
