@@ -50,6 +50,16 @@ fn moved(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
+/// The SQLite database under its old name, with the changes that lie beside it.
+fn put_back(srv: &Path) {
+    for suffix in ["", "-wal", "-shm"] {
+        let from = srv.join(format!("server.db.migrated{suffix}"));
+        if from.exists() {
+            std::fs::rename(&from, srv.join(format!("server.db{suffix}"))).unwrap();
+        }
+    }
+}
+
 fn postgres(database: &Database) -> &Postgres {
     database.postgres.as_ref().unwrap()
 }
@@ -272,9 +282,9 @@ async fn what_is_in_the_way_is_said_and_nothing_is_changed() {
     // It ended between the commit and the new name: the second run finishes.
     assert_eq!(moved(&tries(&["--json"]))["moved_before"], false);
     refused(&tries(&[]), "is not a data directory: expected server.db");
-    std::fs::rename(srv.join("server.db.migrated"), srv.join("server.db")).unwrap();
+    put_back(&srv);
     assert_eq!(moved(&tries(&["--json"]))["moved_before"], true);
-    std::fs::rename(srv.join("server.db.migrated"), srv.join("server.db")).unwrap();
+    put_back(&srv);
     cluster.sql(name, "UPDATE token SET role = 'viewer'").unwrap();
     refused(&tries(&[]), "it holds a server's data already");
     assert!(srv.join("server.db").exists());
