@@ -26,6 +26,8 @@
 //! | `GET /api/v1/nodes` | | [`NodeList`] |
 //! | `GET /api/v1/nodes/<node>/explain` | | [`NodeExplain`] |
 //! | `GET /api/v1/nodes/<node>` | | [`NodeShow`] |
+//! | `GET /api/v1/stats/events?from=<day>&to=<day>` | | [`EventStats`] |
+//! | `GET /api/v1/stats/versions?channel=<channel>&from=<day>&to=<day>` | | [`VersionStats`] |
 //! | `GET /api/v1/audit` | | [`AuditLog`] |
 //! | `POST /v2/lock/<group>` | [`LockCommand`] | [`LockAnswer`] |
 //! | `GET /v2/lock/<group>?node=<id>` | | [`LockView`] |
@@ -53,6 +55,7 @@ use serde::{Deserialize, Serialize};
 mod credential;
 mod lock;
 mod rollout;
+mod stats;
 #[cfg(test)]
 mod tests;
 
@@ -66,6 +69,7 @@ pub use rollout::{
     NodeExplain, RolloutAct, RolloutCounts, RolloutInfo, RolloutList, RolloutPolicies, RolloutPolicySet,
     SimulationPoint, SimulationReport, SimulationRequest,
 };
+pub use stats::{EventCount, EventStats, VersionCount, VersionStats};
 
 /// The schema number of the documents here.
 pub const SCHEMA: u32 = 1;

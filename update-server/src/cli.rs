@@ -56,6 +56,8 @@ enum Command {
         payload_store: Option<String>,
         #[command(flatten)]
         serve: ServeArgs,
+        #[command(flatten)]
+        keep: data::KeepArgs,
     },
     /// Tokens of operators.
     #[command(subcommand)]
@@ -168,8 +170,8 @@ pub async fn run(cli: Cli) -> Result<Exit> {
     let json = cli.json;
     match cli.command {
         Command::Init(data) => init(&data, json).await,
-        Command::Serve { data, payload_store, serve: args } => {
-            serve(&data, payload_store.as_deref(), &args, json).await
+        Command::Serve { data, payload_store, serve: args, keep } => {
+            serve(&data, payload_store.as_deref(), &args, keep, json).await
         }
         Command::Token(TokenCommand::Create { data, name, role, expires }) => {
             create_token(&data, &name, role, expires, json).await
@@ -213,6 +215,7 @@ async fn serve(
     data: &DataDirArgs,
     payload_store: Option<&str>,
     args: &ServeArgs,
+    keep: data::KeepArgs,
     json: bool,
 ) -> Result<Exit> {
     // First, because it is what is easily wrong and quickly said.
@@ -225,6 +228,7 @@ async fn serve(
     let bucket = address.map(|address| BucketPlace::new(address, variables)).transpose()?;
     let data = DataDir::open(&data.data_dir, data.database().as_ref(), bucket.as_ref()).await?;
     let app = App::new(&data, system_clock()).await.context("cannot read what is published")?;
+    app.set_retention(keep.into());
     app.renew().await;
     let (listener, address) = args.listener(tls.clone()).await?;
     let (ending, ended) = watch::channel(false);

@@ -20,6 +20,7 @@
 //! | [`credentials`] | whether a node is who it says |
 //! | [`payloads`] | where the payloads are: streamed in and out |
 //! | [`changes`] | what must be durable before it is answered: many nodes' changes in one commit |
+//! | [`retention`] | what is old is deleted, and counted before |
 //! | [`checkins`] | signs of life, gathered |
 //! | [`store`] | the database; all SQL |
 //! | [`metrics`] | figures for Prometheus |
@@ -42,6 +43,7 @@ pub mod policies;
 pub mod rates;
 pub mod repository;
 pub mod restore;
+pub mod retention;
 pub mod rollouts;
 pub mod routes;
 pub mod server;

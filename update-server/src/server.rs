@@ -9,13 +9,14 @@ use crate::locks;
 use crate::metrics::Metrics;
 use crate::payloads::Payloads;
 use crate::repository::Repository;
+use crate::retention::{self, Retention};
 use crate::rollouts;
 use crate::routes;
 use crate::store::{Store, StoreError};
 use axum::Router;
 use jiff::Timestamp;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::{MutexGuard, watch};
 use tokio::time::MissedTickBehavior;
@@ -54,6 +55,7 @@ struct Inner {
     metrics: Metrics,
     /// Held while a lock's document is changed: changes take turns here instead of fighting over the database.
     lock_turn: tokio::sync::Mutex<()>,
+    retention: OnceLock<Retention>,
     clock: Clock,
 }
 
@@ -80,6 +82,7 @@ impl App {
             credentials: Credentials::default(),
             metrics: Metrics::default(),
             lock_turn: tokio::sync::Mutex::default(),
+            retention: OnceLock::new(),
             clock,
         };
         let app = Self { inner: Arc::new(inner) };
@@ -135,6 +138,17 @@ impl App {
     #[must_use]
     pub fn metrics(&self) -> &Metrics {
         &self.inner.metrics
+    }
+
+    /// How long is kept what nodes said.
+    #[must_use]
+    pub fn retention(&self) -> Retention {
+        self.inner.retention.get().copied().unwrap_or_default()
+    }
+
+    /// Sets that, before it serves. Only the first time counts.
+    pub fn set_retention(&self, retention: Retention) {
+        self.inner.retention.get_or_init(|| retention);
     }
 
     /// A turn at changing a lock's document.
@@ -194,6 +208,7 @@ impl App {
     ) {
         let (stopping, stopped) = watch::channel(false);
         let background = tokio::spawn(self.clone().background(stopped.clone()));
+        let tending = tokio::spawn(retention::run(self.clone(), stopped.clone()));
         tokio::spawn(async move {
             stop.await;
             stopping.send_replace(true);
@@ -208,7 +223,7 @@ impl App {
             () = overdue => tracing::warn!("transfers were still running; they are cut off"),
         }
         // It ends by itself, and not in the middle of a write.
-        if background.await.is_err() {
+        if background.await.is_err() || tending.await.is_err() {
             tracing::error!("the background work had failed");
         }
         self.flush().await;

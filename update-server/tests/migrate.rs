@@ -25,6 +25,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 use update_server::auth::Role;
 use update_server::data_dir::create_token;
+use update_server::retention;
 use update_server::store::{Place, Store};
 
 /// What is odd about texts: several planes, marks on marks, right to left, controls, and what ends a string elsewhere.
@@ -137,6 +138,7 @@ async fn full(server: &Server) -> Operator {
     assert!(fine.may_go().await);
     fine.confirm().await;
     act(&admin, "pause", Some("workers")).await;
+    retention::tick(&server.app).await.unwrap();
     operator
 }
 
@@ -152,6 +154,8 @@ async fn answers(server: &Server, root: u64) -> BTreeMap<String, (StatusCode, St
         "api/v1/rollout-policy",
         "api/v1/nodes",
         "api/v1/audit",
+        "api/v1/stats/events",
+        "api/v1/stats/versions?channel=stable",
         "api/v1/locks",
         "api/v1/locks/default",
         "api/v1/lock-policy",

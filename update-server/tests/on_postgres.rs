@@ -20,6 +20,8 @@ mod lock_v2;
 mod program;
 #[path = "publish.rs"]
 mod publish;
+#[path = "retention.rs"]
+mod retention;
 #[path = "rollouts.rs"]
 mod rollouts;
 #[path = "rollouts_at_once.rs"]

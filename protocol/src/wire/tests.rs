@@ -180,6 +180,34 @@ document!(
     }
 );
 document!(
+    event_stats,
+    EventStats {
+        schema: SCHEMA,
+        from: "2030-03-01".parse().unwrap(),
+        to: "2030-03-17".parse().unwrap(),
+        counts: vec![EventCount {
+            day: "2030-03-17".parse().unwrap(),
+            channel: Some(channel("alpha")),
+            version: Some(version("1.1.0")),
+            kind: EventKind::RolledBack,
+            events: 3,
+        }],
+    }
+);
+document!(
+    version_stats,
+    VersionStats {
+        schema: SCHEMA,
+        channel: channel("alpha"),
+        from: "2030-03-17".parse().unwrap(),
+        to: "2030-03-17".parse().unwrap(),
+        counts: vec![
+            VersionCount { hour: time(800), version: Some(version("1.1.0")), nodes: 120 },
+            VersionCount { hour: time(800), version: None, nodes: 2 },
+        ],
+    }
+);
+document!(
     error_body,
     ErrorBody { kind: "conflict".to_owned(), message: "the server has targets version 4".to_owned() }
 );

@@ -1,10 +1,12 @@
 //! The commands about the data as a whole: moving it to PostgreSQL, and restoring it.
 
 use super::{SCHEMA, now, print_failure, say};
+use crate::retention::Retention;
 use crate::store::DatabaseUrl;
 use crate::{migrate, restore};
 use anyhow::{Context as _, Result};
 use clap::Args;
+use jiff::SignedDuration;
 use protocol::status::Exit;
 use serde_json::json;
 use std::fmt;
@@ -26,6 +28,24 @@ impl fmt::Debug for MigrateArgs {
     /// Without what may hold a password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MigrateArgs").field("data_dir", &self.data_dir).finish_non_exhaustive()
+    }
+}
+
+#[derive(Args, Clone, Copy, Debug)]
+pub(super) struct KeepArgs {
+    /// Delete events after so many days. The newest 32 of each node stay, and how many there were is known for good.
+    #[arg(long, value_name = "DAYS", default_value_t = 90, value_parser = clap::value_parser!(u16).range(1..))]
+    keep_events: u16,
+    /// Forget nodes that were not heard of for so many days, with their events and credentials; not those that hold a permit to
+    /// reboot. Without it none is forgotten.
+    #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u16).range(1..))]
+    forget_nodes: Option<u16>,
+}
+
+impl From<KeepArgs> for Retention {
+    fn from(args: KeepArgs) -> Self {
+        let days = |days: u16| SignedDuration::from_hours(i64::from(days) * 24);
+        Self { events: days(args.keep_events), nodes: args.forget_nodes.map(days) }
     }
 }
 

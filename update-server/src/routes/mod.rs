@@ -6,6 +6,7 @@ pub mod lock;
 pub mod node;
 pub mod payloads;
 pub mod rollouts;
+pub mod stats;
 
 use crate::auth::{Actor, Role};
 use crate::error::{ApiError, cause};
@@ -53,6 +54,8 @@ pub fn router(app: App) -> Router {
         .route("/api/v1/nodes/{node}", get(admin::node))
         .route("/api/v1/nodes/{node}/remove", post(lock::remove_node))
         .route("/api/v1/nodes/{node}/credential", delete(lock::reset_credential))
+        .route("/api/v1/stats/events", get(stats::events))
+        .route("/api/v1/stats/versions", get(stats::versions))
         .route("/api/v1/audit", get(admin::audit))
         .route("/v2/lock/{group}", get(lock::view).post(lock::command))
         .route("/api/v1/locks", get(lock::list))

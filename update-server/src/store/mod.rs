@@ -11,9 +11,11 @@ pub mod documents;
 pub mod figures;
 pub mod locks;
 pub mod nodes;
+pub mod old;
 mod place;
 pub mod releases;
 pub mod rollouts;
+pub mod stats;
 pub mod tokens;
 mod transfer;
 

@@ -81,6 +81,7 @@ pub async fn add_events(
         .execute(&mut *conn)
         .await?;
         if done.rows_affected() == 1 {
+            super::stats::count_event(conn, node, event, at).await?;
             new.push(event.clone());
         }
     }

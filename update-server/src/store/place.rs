@@ -128,7 +128,12 @@ pub(super) async fn check_sqlite(path: &Path) -> Result<(), StoreError> {
     let mut conn = AnyConnection::connect_with(&sqlite(path, false)?).await?;
     let done = async {
         // A file that is none is found here too, with SQLite's own words.
-        let found: Vec<(String,)> = sqlx::query_as("PRAGMA integrity_check(3)").fetch_all(&mut conn).await?;
+        let found = sqlx::query_as("PRAGMA integrity_check(3)").fetch_all(&mut conn).await;
+        let found: Vec<(String,)> = found.map_err(|error| match code(&error).as_deref() {
+            // SQLITE_CORRUPT: so damaged that it cannot even be looked at.
+            Some("11") => damaged(error.to_string()),
+            _ => error.into(),
+        })?;
         if let Some((line,)) = found.into_iter().find(|(line,)| line != "ok") {
             return Err(damaged(line.lines().collect::<Vec<_>>().join(" ")));
         }

@@ -1,0 +1,32 @@
+-- What stays of events after they are deleted: how many there were a day. An event is counted when it is stored, in the same
+-- change. Nodes name what they like, so a channel and a release that this server does not know are counted under ''.
+CREATE TABLE event_count (
+    -- Its begin (UTC).
+    day     BIGINT NOT NULL,
+    channel TEXT   COLLATE "C" NOT NULL,
+    version TEXT   COLLATE "C" NOT NULL,
+    kind    TEXT   COLLATE "C" NOT NULL,
+    events  BIGINT NOT NULL,
+    PRIMARY KEY (day, channel, version, kind)
+);
+-- Not with ->>, which refuses a document that has a NUL anywhere. The server wrote them: the kind comes before all text of the
+-- node's, and the version right after it.
+INSERT INTO event_count (day, channel, version, kind, events)
+SELECT received_at / 86400000000 * 86400000000 AS of_day,
+    COALESCE((SELECT channel.channel FROM channel JOIN node ON node.channel = channel.channel
+        WHERE node.node = event.node), '') AS of_channel,
+    COALESCE((SELECT MAX(version) FROM release WHERE version = substring(document from '"kind":"[a-z-]+","version":"([^"]+)"')), '') AS of_version,
+    COALESCE(substring(document from '"kind":"([a-z-]+)"'), '') AS of_kind, COUNT(*)
+FROM event GROUP BY of_day, of_channel, of_version, of_kind;
+
+-- How many nodes ran which version, hour by hour.
+CREATE TABLE version_count (
+    -- Its begin.
+    hour    BIGINT NOT NULL,
+    channel TEXT   COLLATE "C" NOT NULL,
+    -- '' for all but the most frequent together.
+    version TEXT   COLLATE "C" NOT NULL,
+    nodes   BIGINT NOT NULL,
+    PRIMARY KEY (hour, channel, version)
+);
+CREATE INDEX version_count_channel ON version_count (channel, hour);
