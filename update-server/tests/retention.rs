@@ -144,7 +144,7 @@ async fn versions_are_counted_once_an_hour_and_for_a_year() {
         join_all((0..4).map(|_| retention::tick(&server.app))).await.into_iter().for_each(|r| r.unwrap());
     }
     let first = count("17:00:00", "1.0.0", 3);
-    assert_eq!(spread().await, [first.clone()]);
+    assert_eq!(spread().await, std::slice::from_ref(&first));
     server.advance(SignedDuration::from_mins(60));
     nodes[0].says.version = "1.1.0".parse().unwrap();
     nodes[0].ask().await;
@@ -236,7 +236,7 @@ async fn two_servers_count_and_delete_together() {
     let second = App::new(&data, std::sync::Arc::new(move || now)).await.unwrap();
     let mut talker = node(&server, 1).await;
     for _ in 0..6 {
-        talker.tell(&vec![EventKind::Failed; 200]).await;
+        talker.tell(&[EventKind::Failed; 200]).await;
     }
     server.advance(DAY * 100);
     talker.ask().await;
