@@ -24,6 +24,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 mod data;
+mod webhook;
 
 /// The schema number of what `--json` prints.
 const SCHEMA: u32 = 1;
@@ -78,6 +79,9 @@ enum Command {
     Migrate(data::MigrateArgs),
     /// Make a data directory from a backup of its SQLite database, after looking at the whole of it.
     Restore(data::RestoreArgs),
+    /// Receivers that are told what happens, by signed HTTP requests. A running server heeds a change at once.
+    #[command(subcommand)]
+    Webhook(webhook::WebhookCommand),
 }
 
 #[derive(Args)]
@@ -182,6 +186,7 @@ pub async fn run(cli: Cli) -> Result<Exit> {
         Command::Backup { data, out } => backup(&data, &out, json).await,
         Command::Migrate(args) => data::migrate(&args, json).await,
         Command::Restore(args) => data::restore(&args, json).await,
+        Command::Webhook(command) => webhook::run(command, json).await,
     }
 }
 

@@ -21,6 +21,7 @@
 //! | [`payloads`] | where the payloads are: streamed in and out |
 //! | [`changes`] | what must be durable before it is answered: many nodes' changes in one commit |
 //! | [`retention`] | what is old is deleted, and counted before |
+//! | [`webhooks`] | who is told what happens, signed, from rows written with it |
 //! | [`checkins`] | signs of life, gathered |
 //! | [`store`] | the database; all SQL |
 //! | [`metrics`] | figures for Prometheus |
@@ -49,3 +50,4 @@ pub mod routes;
 pub mod server;
 pub mod store;
 pub mod tls;
+pub mod webhooks;

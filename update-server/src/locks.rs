@@ -4,6 +4,7 @@
 use crate::server::App;
 use crate::store::audit::{self, Change};
 use crate::store::{Connection, StoreError, locks};
+use crate::webhooks;
 use jiff::{SignedDuration, Timestamp};
 use protocol::id::Group;
 use protocol::lock::{Caps, ClientId, Command, Context, Document, Phase, Reply, Request, Usage, apply};
@@ -190,6 +191,7 @@ async fn carry_out(app: &App, group: &Group, command: &Command) -> Result<Outcom
             return Ok(Outcome::Lost);
         }
         record(&mut change, group, command, &found.document, now).await?;
+        webhooks::lock(&mut change, &found.document, next, now).await?;
     }
     change.commit().await?;
     if let Some(next) = &applied.document {

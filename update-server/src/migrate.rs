@@ -62,7 +62,9 @@ pub async fn to_postgres(folder: &Path, to: &DatabaseUrl) -> Result<Migrated, Mi
         Err(StoreError::Taken) => (data_dir::open_place(place.clone(), false).await?, false),
         Err(source) => return Err(DataDirError::Store { place, source }.into()),
     };
-    let file_error = |source| DataDirError::Store { place: Place::Sqlite(folder.join(DATABASE)), source };
+    let file_error =
+        |source: StoreError| DataDirError::Store { place: Place::Sqlite(folder.join(DATABASE)), source };
+    sqlite.settle().await.map_err(file_error)?;
     let mut from = sqlite.write().await.map_err(file_error)?;
     let done = if empty {
         Store::transfer(&mut from, &postgres).await
@@ -84,7 +86,8 @@ pub async fn to_postgres(folder: &Path, to: &DatabaseUrl) -> Result<Migrated, Mi
 
 /// Gives the SQLite file a name that no server opens. What is beside it goes with it: it may hold the last changes.
 fn set_aside(folder: &Path) -> Result<(), DataDirError> {
-    // The main file first: from then on the data is in one place only, PostgreSQL.
+    // The main file first: from then on the data is in one place only, PostgreSQL. Beside it is nothing that it lacks,
+    // unless somebody was reading it before.
     for suffix in BESIDE {
         let (from, to) =
             (folder.join(format!("{DATABASE}{suffix}")), folder.join(format!("{MOVED}{suffix}")));

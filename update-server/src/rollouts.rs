@@ -15,6 +15,7 @@ use crate::repository::View;
 use crate::server::App;
 use crate::store::rollouts::{self as stored, GrantKey};
 use crate::store::{Connection, StoreError, channels, nodes};
+use crate::webhooks;
 use jiff::{SignedDuration, Timestamp};
 use protocol::id::{Channel, Group, NodeId};
 use protocol::rollout::{
@@ -230,6 +231,7 @@ pub async fn heard(
     now: Timestamp,
 ) -> Result<(), StoreError> {
     for event in events {
+        webhooks::event(conn, node, event, now).await?;
         let Some(version) = &event.version else { continue };
         let Some((key, grant)) = stored::newest_grant(conn, node, version).await? else { continue };
         let Some(phase) = grant.phase.after(event.kind) else { continue };
@@ -256,13 +258,18 @@ async fn step(conn: &mut Connection, key: &GrantKey, now: Timestamp) -> Result<(
     }
     let next = advance(&rollout, &counts, now).filter(|next| next.halted.is_some());
     match next {
-        Some(next) => write(conn, &rollout, &next).await,
+        Some(next) => write(conn, &rollout, &next, now).await,
         None => Ok(()),
     }
 }
 
 /// Writes a rollout that has gone on, and says so in the log.
-async fn write(conn: &mut Connection, before: &Rollout, next: &Rollout) -> Result<(), StoreError> {
+async fn write(
+    conn: &mut Connection,
+    before: &Rollout,
+    next: &Rollout,
+    now: Timestamp,
+) -> Result<(), StoreError> {
     let (channel, version) = (&next.channel, &next.version);
     match (&before.halted, &next.halted) {
         (None, Some(halted)) => tracing::warn!(%channel, %version, why = halted.why, "the rollout is halted"),
@@ -270,6 +277,7 @@ async fn write(conn: &mut Connection, before: &Rollout, next: &Rollout) -> Resul
             tracing::info!(%channel, %version, stage = next.stage, share = %next.share(), "the next stage is open");
         }
     }
+    webhooks::rollout(conn, before, next, now).await?;
     stored::put(conn, next).await
 }
 
@@ -353,13 +361,17 @@ async fn tick_one(app: &App, seen: &Rollout) -> Result<(), StoreError> {
     for (key, grant, phase) in &changes {
         if stored::set_phase(&mut change, key, grant, *phase, now).await? {
             tracing::info!(channel = %key.channel, node = %key.node, version = %grant.version, %phase, "a node was let go, and this came of it");
+            if *phase == GrantPhase::Silent {
+                let about = serde_json::json!({ "node": key.node, "version": grant.version });
+                webhooks::tell(&mut change, "node.silent", &about, now).await?;
+            }
         }
     }
     // It may have been changed, or be another one by now.
     if let Some(rollout) = stored::find(&mut change, &seen.channel).await? {
         let counts = counts(&mut change, &view, &rollout, now).await?;
         if let Some(next) = advance(&rollout, &counts, now) {
-            write(&mut change, &rollout, &next).await?;
+            write(&mut change, &rollout, &next, now).await?;
         }
     }
     Ok(change.commit().await?)

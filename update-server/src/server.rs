@@ -13,6 +13,7 @@ use crate::retention::{self, Retention};
 use crate::rollouts;
 use crate::routes;
 use crate::store::{Store, StoreError};
+use crate::webhooks;
 use axum::Router;
 use jiff::Timestamp;
 use std::future::Future;
@@ -209,6 +210,7 @@ impl App {
         let (stopping, stopped) = watch::channel(false);
         let background = tokio::spawn(self.clone().background(stopped.clone()));
         let tending = tokio::spawn(retention::run(self.clone(), stopped.clone()));
+        let telling = tokio::spawn(webhooks::run(self.clone(), stopped.clone()));
         tokio::spawn(async move {
             stop.await;
             stopping.send_replace(true);
@@ -223,7 +225,7 @@ impl App {
             () = overdue => tracing::warn!("transfers were still running; they are cut off"),
         }
         // It ends by itself, and not in the middle of a write.
-        if background.await.is_err() || tending.await.is_err() {
+        if background.await.is_err() || tending.await.is_err() || telling.await.is_err() {
             tracing::error!("the background work had failed");
         }
         self.flush().await;

@@ -12,7 +12,7 @@ use common::database::{Database, Postgres};
 use common::fleet::{Node, act, set_policy};
 use common::program::Program;
 use common::{Client, Operator, Server, done};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use protocol::lock::{ClientId, Command as LockVerb, Reply, Request};
 use protocol::wire::{
     AuditLog, EventKind, LockAnswer, LockCommand, LockInfo, NodeCredential, NodeShow, SCHEMA,
@@ -26,6 +26,7 @@ use std::time::Duration;
 use update_server::auth::Role;
 use update_server::data_dir::create_token;
 use update_server::retention;
+use update_server::store::webhooks::{self, Webhook};
 use update_server::store::{Place, Store};
 
 /// What is odd about texts: several planes, marks on marks, right to left, controls, and what ends a string elsewhere.
@@ -139,6 +140,19 @@ async fn full(server: &Server) -> Operator {
     fine.confirm().await;
     act(&admin, "pause", Some("workers")).await;
     retention::tick(&server.app).await.unwrap();
+    let mut change = server.app.store().write().await.unwrap();
+    let webhook = Webhook {
+        name: "ops".to_owned(),
+        url: "http://127.0.0.1:1/".to_owned(),
+        secret: "whsec_test".to_owned(),
+        events: vec!["node.failed".to_owned()],
+        created_at: server.now(),
+    };
+    assert!(webhooks::add(&mut change, &webhook).await.unwrap());
+    let later = server.now().saturating_add(SignedDuration::from_hours(1)).unwrap();
+    assert!(webhooks::enqueue(&mut change, "ops", "node.failed", "{}", later).await.unwrap());
+    assert!(webhooks::tell_once(&mut change, "root 1 expires", later).await.unwrap());
+    change.commit().await.unwrap();
     operator
 }
 

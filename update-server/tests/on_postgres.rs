@@ -30,3 +30,5 @@ mod rollouts_at_once;
 mod store;
 #[path = "updatectl.rs"]
 mod updatectl;
+#[path = "webhooks.rs"]
+mod webhooks;

@@ -30,3 +30,33 @@ CREATE TABLE version_count (
     PRIMARY KEY (hour, channel, version)
 );
 CREATE INDEX version_count_channel ON version_count (channel, hour);
+
+-- Who is told of what happens, and what is still to be told. A delivery is written in the change that it tells of.
+CREATE TABLE webhook (
+    name       TEXT COLLATE "C" NOT NULL PRIMARY KEY,
+    url        TEXT   NOT NULL,
+    -- In full: signing needs it.
+    secret     TEXT   NOT NULL,
+    -- The kinds of events, with commas around each.
+    events     TEXT   NOT NULL,
+    created_at BIGINT NOT NULL
+);
+CREATE TABLE webhook_delivery (
+    id         BIGINT NOT NULL GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    webhook    TEXT COLLATE "C" NOT NULL,
+    kind       TEXT   NOT NULL,
+    body       TEXT   NOT NULL,
+    created_at BIGINT NOT NULL,
+    attempts   BIGINT NOT NULL,
+    -- When it is sent next; a server that sends it moves this ahead first.
+    due_at     BIGINT NOT NULL,
+    -- When it was given up, 0 before.
+    given_up   BIGINT NOT NULL,
+    problem    TEXT   NOT NULL
+);
+CREATE INDEX webhook_delivery_due ON webhook_delivery (given_up, due_at);
+-- What is told once though it goes on: metadata that expires.
+CREATE TABLE webhook_told (
+    subject TEXT COLLATE "C" NOT NULL PRIMARY KEY,
+    at      BIGINT NOT NULL
+);

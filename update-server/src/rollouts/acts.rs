@@ -104,8 +104,11 @@ pub async fn act(
         }
     };
     // An approval is good at once.
-    let rollout =
-        advance(&rollout, &Counts::default(), now).filter(|_| act == Act::Approve).unwrap_or(rollout);
+    let next = advance(&rollout, &Counts::default(), now).filter(|_| act == Act::Approve);
+    if let Some(next) = &next {
+        crate::webhooks::rollout(&mut change, &rollout, next, now).await?;
+    }
+    let rollout = next.unwrap_or(rollout);
     stored::put(&mut change, &rollout).await?;
     let detail = format!("{done}{why}");
     audit::record(

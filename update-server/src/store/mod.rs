@@ -18,6 +18,7 @@ pub mod rollouts;
 pub mod stats;
 pub mod tokens;
 mod transfer;
+pub mod webhooks;
 
 pub use place::{DatabaseUrl, Place};
 pub use transfer::{Content, MovedTable, TransferError};
@@ -244,6 +245,18 @@ impl Store {
             return Err(StoreError::NotSqlite);
         }
         sqlx::query("VACUUM INTO $1").bind(path).execute(&mut *self.read().await?).await?;
+        Ok(())
+    }
+
+    /// Writes what SQLite keeps beside its file into the file, so that it is whole by itself, unless another process reads it.
+    ///
+    /// # Errors
+    /// [`StoreError`] where the database fails, or is not SQLite.
+    pub async fn settle(&self) -> Result<(), StoreError> {
+        if self.kind != Kind::Sqlite {
+            return Err(StoreError::NotSqlite);
+        }
+        sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(&mut *self.read().await?).await?;
         Ok(())
     }
 
