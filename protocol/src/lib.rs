@@ -14,6 +14,7 @@
 //! | [`wire`] | 4 channel, 5 download: what node, operator and server say to each other |
 //! | [`lock`] | 9 permit: the reboot lock's document and its transitions |
 //! | [`window`] | 9 permit, 10 reboot: when a reboot may begin |
+//! | `openapi` | 4 channel: how text of checked kinds reads in the server's OpenAPI document (feature `openapi`) |
 //! | [`status`] | 5 to 12: what `updatectl` prints, and the exit codes |
 #![cfg_attr(not(feature = "std"), no_std)]
 
@@ -32,6 +33,8 @@ pub mod id;
 pub mod lock;
 #[cfg(feature = "std")]
 pub mod manifest;
+#[cfg(feature = "openapi")]
+pub mod openapi;
 #[cfg(feature = "std")]
 pub mod payload;
 #[cfg(feature = "std")]

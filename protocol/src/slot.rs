@@ -9,6 +9,7 @@ use core::fmt;
 /// One of the two places an OS image can live in. Never a place in a lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(feature = "std", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum Slot {
     /// The first slot: `BOOT-A` and `ROOT-A`.
     A,

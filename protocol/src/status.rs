@@ -14,6 +14,7 @@ pub const SCHEMA: u32 = 1;
 
 /// The states shown to the world (DESIGN section 7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum StateName {
     /// Nothing to do until the next check.

@@ -11,11 +11,14 @@ const HORIZON_DAYS: i32 = 15;
 
 /// A time in which a reboot may begin, by a time zone given beside it. The end is exclusive.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Window {
     /// The days on which it opens; none means every day.
     #[serde(default, skip_serializing_if = "Vec::is_empty", with = "days")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<crate::openapi::Day>))]
     pub days: Vec<Weekday>,
     /// When it opens.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub start: Time,
     /// How long it stays open, in seconds; it may pass midnight. Where the clock changes meanwhile it closes when this
     /// time has passed or when the clock shows the end, whichever comes first: never later than either reading.

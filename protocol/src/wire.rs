@@ -83,6 +83,7 @@ pub const EVIDENCE_MAX: usize = 16 << 10;
 
 /// A node asks whether it should update. Also its sign of life.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct UpdateCheck {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -112,6 +113,7 @@ pub struct UpdateCheck {
 
 /// The server's answer: it says when, the signed metadata says what.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct UpdateAnswer {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -129,6 +131,7 @@ pub struct UpdateAnswer {
 
 /// What the server wants of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Decision {
     /// Install [`UpdateAnswer::version`].
@@ -141,6 +144,7 @@ pub enum Decision {
 
 /// What happened on a node, in order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Events {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -152,6 +156,7 @@ pub struct Events {
 
 /// One thing that happened on a node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Event {
     /// Counts up on each node, so that an event sent twice is stored once.
     pub seq: u64,
@@ -176,6 +181,7 @@ pub struct Event {
 
 /// The kinds of [`Event`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum EventKind {
     /// The download of a release began.
@@ -200,6 +206,7 @@ pub enum EventKind {
 
 /// The signed roles that an operator made offline, each file's bytes as text.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct RootPush {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -212,6 +219,7 @@ pub struct RootPush {
 
 /// A release: its manifest and the targets metadata that signs it. Payloads are uploaded before.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ReleasePush {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -225,6 +233,7 @@ pub struct ReleasePush {
 
 /// What the server publishes after a change: the versions of the metadata.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Published {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -240,6 +249,7 @@ pub struct Published {
 
 /// The releases a server holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ReleaseList {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -249,6 +259,7 @@ pub struct ReleaseList {
 
 /// One release on a server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ReleaseInfo {
     /// Its version.
     pub version: Version,
@@ -266,6 +277,7 @@ pub struct ReleaseInfo {
 
 /// Points a channel at a release.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ChannelSet {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -278,6 +290,7 @@ pub struct ChannelSet {
 
 /// Points a channel at what another one points at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ChannelPromote {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -293,6 +306,7 @@ pub struct ChannelPromote {
 
 /// The channels of a server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ChannelList {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -302,6 +316,7 @@ pub struct ChannelList {
 
 /// One channel of a server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ChannelInfo {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -317,6 +332,7 @@ pub struct ChannelInfo {
 
 /// The nodes a server has heard of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct NodeList {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -326,6 +342,7 @@ pub struct NodeList {
 
 /// What a server knows of a node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct NodeInfo {
     /// Its id.
     pub node: NodeId,
@@ -350,6 +367,7 @@ pub struct NodeInfo {
 
 /// One node and what it reported.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct NodeShow {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -361,6 +379,7 @@ pub struct NodeShow {
 
 /// The server's record of changes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct AuditLog {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -370,6 +389,7 @@ pub struct AuditLog {
 
 /// One change on a server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct AuditEntry {
     /// Its place in the log, from 1.
     pub seq: u64,
@@ -390,6 +410,7 @@ pub struct AuditEntry {
 
 /// The body of every error answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ErrorBody {
     /// For programs: `not-found`, `conflict`, `invalid`, `unauthorized`, `forbidden`, `too-large`, `too-slow`,
     /// `too-many-requests`, `unavailable`, `full`, `internal`.

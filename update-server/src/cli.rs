@@ -6,7 +6,7 @@ mod serve;
 use crate::auth::{self, Role};
 use crate::data_dir::{self, DataDir, DataDirError};
 use crate::payloads::BucketPlace;
-use crate::routes::metrics_router;
+use crate::routes::{metrics_router, openapi};
 use crate::server::{App, system_clock};
 use crate::store::audit::{Change, record};
 use crate::store::{DatabaseUrl, Store, tokens};
@@ -82,6 +82,8 @@ enum Command {
     /// Receivers that are told what happens, by signed HTTP requests. A running server heeds a change at once.
     #[command(subcommand)]
     Webhook(webhook::WebhookCommand),
+    /// Print the description of the API (OpenAPI 3.1), as the server has it at /openapi.json.
+    Openapi,
 }
 
 #[derive(Args)]
@@ -187,6 +189,10 @@ pub async fn run(cli: Cli) -> Result<Exit> {
         Command::Migrate(args) => data::migrate(&args, json).await,
         Command::Restore(args) => data::restore(&args, json).await,
         Command::Webhook(command) => webhook::run(command, json).await,
+        Command::Openapi => {
+            say(format_args!("{}", openapi::text().trim_end()))?;
+            Ok(Exit::Done)
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 
 /// What is asked of a lock. [`super::apply`] carries it out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(tag = "command", rename_all = "kebab-case")]
 pub enum Command {
     /// A node wants to reboot into a release.
@@ -119,6 +120,7 @@ impl Command {
 
 /// A node's wish for a permit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Request {
     /// Who.
     pub node: ClientId,
@@ -158,6 +160,7 @@ pub struct Context {
 
 /// How many nodes a group has.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Population {
     /// In all.
     pub total: u32,
@@ -168,6 +171,7 @@ pub struct Population {
 
 /// How far a cap over several groups is used up.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Usage {
     /// The cap's name.
     pub cap: String,
@@ -186,6 +190,7 @@ pub struct QuorumHealth {
 
 /// What a lock answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(tag = "reply", rename_all = "kebab-case")]
 pub enum Reply {
     /// The permit is held, for this attempt. Before the reboot it is verified.
@@ -223,6 +228,7 @@ pub enum Reply {
 
 /// Why a node waits for its permit. `Display` is for operators: what, who, and what ends it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(tag = "wait", rename_all = "kebab-case")]
 pub enum Wait {
     /// As many hold a permit as may.
@@ -312,6 +318,7 @@ pub enum Wait {
 
 /// Why a command is refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(tag = "refusal", rename_all = "kebab-case")]
 pub enum Refusal {
     /// The attempt ended before: a message that was late, or a node that lost its record.

@@ -93,6 +93,7 @@ impl From<&crate::id::NodeId> for ClientId {
 
 /// One group's lock. Changed only by [`super::apply`], and written only by compare-and-swap on its revision.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Document {
     /// 1; [`Document::is_known`] tells.
     pub schema: u32,
@@ -116,6 +117,7 @@ pub struct Document {
 
 /// A held permit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Holder {
     /// Who.
     pub node: ClientId,
@@ -159,11 +161,13 @@ pub struct Holder {
     /// The failed permit that this one was exchanged for: until this one is confirmed the group halts as it did, and if it
     /// is given up, that one is back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(no_recursion))]
     pub instead_of: Option<Box<Holder>>,
 }
 
 /// How far a holder is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
     /// Holds the permit and makes ready: hooks, inhibitors. It may not reboot yet.
@@ -178,6 +182,7 @@ pub enum Phase {
 
 /// A node that waits for a permit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Waiter {
     /// Who.
     pub node: ClientId,
@@ -203,6 +208,7 @@ pub struct Waiter {
 
 /// An attempt that ended, by confirmation, by giving up, or by force.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Finished {
     /// Whose.
     pub node: ClientId,
@@ -214,6 +220,7 @@ pub struct Finished {
 
 /// A release that a canary confirmed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Proved {
     /// The release's version.
     pub version: Version,
@@ -225,6 +232,7 @@ pub struct Proved {
 
 /// What an operator did.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Act {
     /// When.
     pub at: Timestamp,
@@ -239,6 +247,7 @@ pub struct Act {
 
 /// The acts of operators.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(tag = "act", rename_all = "kebab-case")]
 pub enum ActKind {
     /// A permit was taken away.

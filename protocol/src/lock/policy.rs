@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 
 /// One group's policy. Times are in seconds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Policy {
     /// How many may hold a permit at once.
     pub max: Limit,
@@ -49,6 +50,7 @@ pub struct Policy {
 
 /// A number of nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Limit {
     /// So many. Zero grants nothing.
@@ -59,6 +61,7 @@ pub enum Limit {
 
 /// Limits per zone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Zones {
     /// For each zone that has no limit of its own.
     pub max: Limit,
@@ -73,6 +76,7 @@ pub struct Zones {
 
 /// What a holder that failed or is stuck does to its group. It frees its permit only with [`Self::Release`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum OnTrouble {
     /// Nobody gets a permit, and no grant is verified, until an operator acts or the node is well again.
@@ -86,6 +90,7 @@ pub enum OnTrouble {
 
 /// An etcd cluster that must keep its quorum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Quorum {
     /// How many voting members it has, where the backend cannot ask it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -94,6 +99,7 @@ pub struct Quorum {
 
 /// A limit over several groups together.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Cap {
     /// The groups it counts.
     pub groups: Vec<Group>,
@@ -103,6 +109,7 @@ pub struct Cap {
 
 /// All caps of one backend, by name: one more document under compare-and-swap.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Caps {
     /// By name.
     pub caps: BTreeMap<String, Cap>,

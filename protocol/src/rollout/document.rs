@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 
 /// The rollout of a channel's release, and the policy for it and those that follow.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Rollout {
     /// The channel.
     pub channel: Channel,
@@ -43,6 +44,7 @@ pub struct Rollout {
 
 /// Why nobody is let go any more.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Stop {
     /// Since when.
     pub at: Timestamp,
@@ -87,6 +89,7 @@ pub struct Used {
 
 /// Nodes that were let go, by what came of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Ended {
     /// Let go, in all.
     pub granted: u32,

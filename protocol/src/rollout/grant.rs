@@ -11,6 +11,7 @@ use std::str::FromStr;
 
 /// One node's leave to go to one version in one rollout.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Grant {
     /// Which version: the rollout's, or one to pass through on the way.
     pub version: Version,
@@ -24,6 +25,7 @@ pub struct Grant {
 
 /// What became of a grant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum GrantPhase {
     /// Given: the node downloads, writes, verifies, or waits for its window.

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 
 /// One channel's policy. Times are in seconds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct RolloutPolicy {
     /// A group that goes before all others, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -44,6 +45,7 @@ pub struct RolloutPolicy {
 
 /// The limits of a channel, or of one of its groups.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Limits {
     /// How many may be under way at once; zero lets nobody go.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -61,6 +63,7 @@ pub type GroupPolicy = Limits;
 
 /// How many nodes may be let go in an interval that moves with the time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Rate {
     /// So many.
     pub max: u32,
@@ -70,6 +73,7 @@ pub struct Rate {
 
 /// The group that goes first.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Canary {
     /// Which.
     pub group: Group,
@@ -84,6 +88,7 @@ pub struct Canary {
 
 /// A part of the channel's nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Wave {
     /// The nodes up to this share, those of the waves before included.
     pub share: Share,
@@ -98,10 +103,13 @@ pub struct Wave {
 
 /// Days on which nobody is let go, by the policy's time zone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Freeze {
     /// The first day.
+    #[cfg_attr(feature = "openapi", schema(value_type = String, format = Date))]
     pub from: Date,
     /// The last day.
+    #[cfg_attr(feature = "openapi", schema(value_type = String, format = Date))]
     pub to: Date,
     /// For people.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -110,6 +118,7 @@ pub struct Freeze {
 
 /// What stops a rollout by itself. Nodes that failed, and those that fell silent in their reboot, count alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Halt {
     /// So many failures, if any number does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -122,6 +131,7 @@ pub struct Halt {
 
 /// What must hold on the channel that a release is promoted from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Gate {
     /// How long the channel must have had the release.
     pub soak_s: u32,

@@ -9,6 +9,7 @@ use std::fmt;
 
 /// One thing that stands against a node's update.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Reason {
     /// Too many nodes failed.

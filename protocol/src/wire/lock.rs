@@ -11,6 +11,7 @@ pub const LOCK_BODY_MAX: usize = 16 << 10;
 
 /// What a node asks of the lock of the group in the path.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct LockCommand {
     /// [`super::SCHEMA`].
     pub schema: u32,
@@ -42,6 +43,7 @@ impl LockCommand {
 /// The lock's answer. A refusal and a wait are answers too: only bad input, a wrong credential and a database that does
 /// not answer are HTTP errors.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct LockAnswer {
     /// [`super::SCHEMA`].
     pub schema: u32,
@@ -51,6 +53,7 @@ pub struct LockAnswer {
 
 /// One group's lock as it is, with all that decides about it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct LockView {
     /// [`super::SCHEMA`].
     pub schema: u32,
@@ -68,6 +71,7 @@ pub struct LockView {
 
 /// One group's lock for an operator: with what stands against each node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct LockInfo {
     /// The lock.
     #[serde(flatten)]
@@ -94,6 +98,7 @@ impl LockInfo {
 
 /// What stands against one node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct LockReasons {
     /// Which.
     pub node: ClientId,
@@ -103,6 +108,7 @@ pub struct LockReasons {
 
 /// The locks of a server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct LockList {
     /// [`super::SCHEMA`].
     pub schema: u32,
@@ -112,6 +118,7 @@ pub struct LockList {
 
 /// Takes a permit away, if it is still the one that the operator saw.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct LockRelease {
     /// [`super::SCHEMA`].
     pub schema: u32,
@@ -125,6 +132,7 @@ pub struct LockRelease {
 
 /// The policy of all groups, and the caps over them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct LockPolicies {
     /// [`super::SCHEMA`].
     pub schema: u32,
@@ -137,6 +145,7 @@ pub struct LockPolicies {
 /// Sets policies, if they are still what the operator saw. A group that the file leaves out keeps its policy; the caps
 /// are those of the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct LockPolicySet {
     /// [`super::SCHEMA`].
     pub schema: u32,
@@ -150,6 +159,7 @@ pub struct LockPolicySet {
 
 /// Takes over the lock of another system, into a group that nobody holds or waits in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct LockImport {
     /// [`super::SCHEMA`].
     pub schema: u32,
@@ -165,6 +175,7 @@ pub struct LockImport {
 
 /// A node is gone for good: its permits and its places in queues go with it, and its credential.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct NodeRemove {
     /// [`super::SCHEMA`].
     pub schema: u32,
@@ -174,6 +185,7 @@ pub struct NodeRemove {
 
 /// The body of both requests of FleetLock v1, which is another project's protocol and carries no schema.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct FleetLockBody {
     /// Who asks.
     pub client_params: FleetLockClient,
@@ -181,6 +193,7 @@ pub struct FleetLockBody {
 
 /// Who asks by FleetLock v1.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct FleetLockClient {
     /// The client's own id.
     pub id: String,
@@ -190,6 +203,7 @@ pub struct FleetLockClient {
 
 /// The body of an error answer of FleetLock v1.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct FleetLockError {
     /// For programs, and a label of their metrics: one of a few.
     pub kind: String,

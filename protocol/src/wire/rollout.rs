@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 /// The rollouts of a server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct RolloutList {
     /// [`super::SCHEMA`].
     pub schema: u32,
@@ -19,6 +20,7 @@ pub struct RolloutList {
 
 /// One channel's rollout, and how far it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct RolloutInfo {
     /// [`super::SCHEMA`].
     pub schema: u32,
@@ -32,6 +34,7 @@ pub struct RolloutInfo {
 
 /// A rollout's nodes, counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct RolloutCounts {
     /// Nodes of the channel that were heard of in the last 30 days.
     pub nodes: u32,
@@ -51,6 +54,7 @@ pub struct RolloutCounts {
 
 /// Pauses or resumes a rollout, or approves its next stage.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct RolloutAct {
     /// [`super::SCHEMA`].
     pub schema: u32,
@@ -63,6 +67,7 @@ pub struct RolloutAct {
 
 /// The rollout policies of all channels.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct RolloutPolicies {
     /// [`super::SCHEMA`].
     pub schema: u32,
@@ -74,6 +79,7 @@ pub struct RolloutPolicies {
 
 /// Sets policies, if they are still what the operator saw. A channel that the file leaves out keeps its policy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct RolloutPolicySet {
     /// [`super::SCHEMA`].
     pub schema: u32,
@@ -87,6 +93,7 @@ pub struct RolloutPolicySet {
 
 /// Why a node is or is not let go now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct NodeExplain {
     /// [`super::SCHEMA`].
     pub schema: u32,
@@ -112,6 +119,7 @@ pub struct NodeExplain {
 
 /// Asks how a rollout would go.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct SimulationRequest {
     /// [`super::SCHEMA`].
     pub schema: u32,
@@ -137,6 +145,7 @@ pub struct SimulationRequest {
 
 /// How a rollout would go.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct SimulationReport {
     /// [`super::SCHEMA`].
     pub schema: u32,
@@ -164,6 +173,7 @@ pub struct SimulationReport {
 
 /// How far a simulated rollout was at a time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct SimulationPoint {
     /// When.
     pub at: Timestamp,

@@ -4,6 +4,7 @@ pub mod admin;
 pub mod fleetlock;
 pub mod lock;
 pub mod node;
+pub mod openapi;
 pub mod payloads;
 pub mod rollouts;
 pub mod stats;
@@ -64,6 +65,7 @@ pub fn router(app: App) -> Router {
         .route("/api/v1/locks/{group}/import", post(lock::import))
         .route("/api/v1/lock-policy", get(lock::policy).put(lock::set_policy))
         .route("/metrics", get(figures))
+        .route("/openapi.json", get(openapi::show))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
         .fallback(elsewhere)
