@@ -8,6 +8,8 @@
 
 #[path = "audit.rs"]
 mod audit;
+#[path = "bad_input.rs"]
+mod bad_input;
 #[path = "http.rs"]
 mod http;
 #[path = "lock_fleetlock.rs"]
