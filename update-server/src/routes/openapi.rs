@@ -20,7 +20,7 @@ use utoipa::openapi::path::{
 };
 use utoipa::openapi::request_body::RequestBodyBuilder;
 use utoipa::openapi::response::{Response as Answer, ResponseBuilder};
-use utoipa::openapi::schema::{ComponentsBuilder, ObjectBuilder, Schema, Type};
+use utoipa::openapi::schema::{ComponentsBuilder, KnownFormat, ObjectBuilder, Schema, SchemaFormat, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{Content, InfoBuilder, OpenApiBuilder, Ref, RefOr, Required};
 
@@ -210,7 +210,7 @@ impl Endpoint {
         self.fails(&[400])
     }
 
-    fn asks_number(mut self, name: &'static str, schema: RefOr<Schema>, what: &'static str) -> Self {
+    fn asks_plain(mut self, name: &'static str, schema: RefOr<Schema>, what: &'static str) -> Self {
         self.parameters.push(Parameter { name, place: ParameterIn::Query, required: false, schema, what });
         self.fails(&[400])
     }
@@ -228,6 +228,12 @@ impl Endpoint {
         self.failure = Named::of::<FleetLockError>();
         self.takes::<T>().answer(200, "So it is.", Holds::Nothing).fails(&[409])
     }
+}
+
+/// A day, as in `2026-12-24`.
+fn day() -> RefOr<Schema> {
+    let format = SchemaFormat::KnownFormat(KnownFormat::Date);
+    ObjectBuilder::new().schema_type(Type::String).format(Some(format)).into()
 }
 
 /// A whole number from 0 to `max`.

@@ -1,14 +1,15 @@
 //! Step 4, channel: every address of the server, who may ask there, what goes in and what comes out.
 
-use super::{Endpoint, number};
+use super::{Endpoint, day, number};
 use crate::auth::Role::{Operator, Publisher, Viewer};
+use protocol::id::Channel;
 use protocol::lock::ClientId;
 use protocol::wire::{
-    AuditLog, ChannelInfo, ChannelList, ChannelPromote, ChannelSet, Events, FleetLockBody, LockAnswer,
-    LockCommand, LockImport, LockInfo, LockList, LockPolicies, LockPolicySet, LockRelease, LockView,
-    NodeExplain, NodeList, NodeRemove, NodeShow, Published, ReleaseList, ReleasePush, RolloutAct,
+    AuditLog, ChannelInfo, ChannelList, ChannelPromote, ChannelSet, EventStats, Events, FleetLockBody,
+    LockAnswer, LockCommand, LockImport, LockInfo, LockList, LockPolicies, LockPolicySet, LockRelease,
+    LockView, NodeExplain, NodeList, NodeRemove, NodeShow, Published, ReleaseList, ReleasePush, RolloutAct,
     RolloutInfo, RolloutList, RolloutPolicies, RolloutPolicySet, RootPush, SimulationReport,
-    SimulationRequest, UpdateAnswer, UpdateCheck,
+    SimulationRequest, UpdateAnswer, UpdateCheck, VersionStats,
 };
 use utoipa::openapi::path::HttpMethod::{Delete, Get, Post, Put};
 
@@ -133,8 +134,8 @@ fn fleet() -> Vec<Endpoint> {
     vec![
         Endpoint::new(Get, "/api/v1/nodes", "The nodes by last contact, newest first.")
             .operator(Viewer)
-            .asks_number("skip", number(u64::from(u32::MAX)), "How many to leave out.")
-            .asks_number("limit", number(u64::from(u32::MAX)), "How many to give; more than 10000 is 10000.")
+            .asks_plain("skip", number(u64::from(u32::MAX)), "How many to leave out.")
+            .asks_plain("limit", number(u64::from(u32::MAX)), "How many to give; more than 10000 is 10000.")
             .gives::<NodeList>(),
         Endpoint::new(Get, "/api/v1/nodes/{node}", "A node, and what it reported.")
             .operator(Viewer)
@@ -157,10 +158,29 @@ fn fleet() -> Vec<Endpoint> {
         .operator(Operator)
         .done()
         .fails(&[404]),
+        Endpoint::new(
+            Get,
+            "/api/v1/stats/events",
+            "How many events there were, by day, channel, release and kind.",
+        )
+        .operator(Viewer)
+        .asks_plain("from", day(), "The first day (UTC); 30 days before the last one if not given.")
+        .asks_plain("to", day(), "The last day; today if not given.")
+        .gives::<EventStats>(),
+        Endpoint::new(
+            Get,
+            "/api/v1/stats/versions",
+            "How many nodes of a channel ran which version, by hour.",
+        )
+        .operator(Viewer)
+        .asks::<Channel>("channel", true, "Which channel.")
+        .asks_plain("from", day(), "The first day (UTC); 7 days before the last one if not given.")
+        .asks_plain("to", day(), "The last day; today if not given.")
+        .gives::<VersionStats>(),
         Endpoint::new(Get, "/api/v1/audit", "The audit log, newest first.")
             .operator(Viewer)
-            .asks_number("before", number(u64::MAX), "Only entries before this one.")
-            .asks_number("limit", number(u64::from(u32::MAX)), "How many to give; more than 10000 is 10000.")
+            .asks_plain("before", number(u64::MAX), "Only entries before this one.")
+            .asks_plain("limit", number(u64::from(u32::MAX)), "How many to give; more than 10000 is 10000.")
             .gives::<AuditLog>(),
     ]
 }
