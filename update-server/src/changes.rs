@@ -16,6 +16,8 @@ use tokio::sync::oneshot;
 
 /// The most changes in one transaction: who comes after waits for the next one.
 const TOGETHER_MAX: usize = 512;
+/// How many changes may wait; it bounds the memory.
+const WAITING_MAX: usize = 20_000;
 /// How often a transaction is tried again that the database ended in favour of another one.
 const TRIES: u32 = 32;
 
@@ -64,7 +66,13 @@ impl Changes {
 /// [`StoreError`]; whether the change was made is then not known, and the node says it again.
 pub async fn make(app: &App, change: Change) -> Result<Done, StoreError> {
     let (answer, mut answered) = oneshot::channel();
-    app.changes().waiting().push_back((change, answer));
+    {
+        let mut waiting = app.changes().waiting();
+        if waiting.len() >= WAITING_MAX {
+            return Err(StoreError::Busy);
+        }
+        waiting.push_back((change, answer));
+    }
     let _turn = app.changes().turn.lock().await;
     loop {
         match answered.try_recv() {
@@ -75,7 +83,8 @@ pub async fn make(app: &App, change: Change) -> Result<Done, StoreError> {
         let together: Vec<_> = {
             let mut waiting = app.changes().waiting();
             let many = waiting.len().min(TOGETHER_MAX);
-            waiting.drain(..many).collect()
+            // Who has gone in the meantime says it again.
+            waiting.drain(..many).filter(|(_, answer)| !answer.is_closed()).collect()
         };
         // It goes on though this node's connection may end meanwhile: the others wait for it.
         let making = tokio::spawn(all(app.clone(), together));
@@ -90,7 +99,7 @@ async fn all(app: App, together: Vec<(Change, Answer)>) {
     // Who is gone needs no answer.
     match try_hard(&app, &changes).await {
         Ok(done) => answers.into_iter().zip(done).for_each(|(answer, done)| drop(answer.send(Ok(done)))),
-        Err(error) if changes.len() == 1 => {
+        Err(error) if changes.len() == 1 || !is_of_one_row(&error) => {
             let error = Arc::new(error);
             answers.into_iter().for_each(|answer| drop(answer.send(Err(Arc::clone(&error)))));
         }
@@ -109,6 +118,12 @@ async fn all(app: App, together: Vec<(Change, Answer)>) {
             }
         }
     }
+}
+
+/// Whether it may be the fault of one node's rows: a statement was refused, or something cannot be read. A database that is gone or
+/// busy is nobody's.
+const fn is_of_one_row(error: &StoreError) -> bool {
+    matches!(error, StoreError::Corrupt { .. } | StoreError::Sql(sqlx::Error::Database(_)))
 }
 
 /// One commit, again where the database ended it in favour of another one.

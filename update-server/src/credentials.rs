@@ -66,6 +66,10 @@ impl Credentials {
         if known.len() >= KNOWN_MAX {
             known.clear();
         }
+        // A request without a credential may have read before another one bound the id.
+        if hash.is_none() && known.get(&key(node)).is_some_and(|known| known.bound.is_some()) {
+            return;
+        }
         known.insert(key(node), Known { bound: hash.as_ref().map(half), at: now.as_microsecond() });
     }
 

@@ -23,7 +23,7 @@ use protocol::rollout::{
     decide_granted, place, wants_waiting,
 };
 use protocol::version::Version;
-use protocol::wire::{Decision, Event, UpdateCheck};
+use protocol::wire::{Decision, Event, EventKind, UpdateCheck};
 
 /// A node not heard of for so long is not waited for before the next stage opens.
 const WAITED_FOR: SignedDuration = SignedDuration::from_hours(7 * 24);
@@ -134,7 +134,8 @@ pub async fn ask(
     {
         // Most are held, or were let go before. They do not wait for those that write.
         let mut conn = app.store().read().await?;
-        let Some(rollout) = stored::find(&mut conn, channel).await? else { return Ok(Told::Changing) };
+        let rollout = stored::find(&mut conn, channel).await?.filter(|rollout| rollout.version == *target);
+        let Some(rollout) = rollout else { return Ok(Told::Changing) };
         let (told, granted) = standing(&mut conn, &rollout, node, app.now()).await?;
         if granted || told != Told::Go {
             return Ok(told);
@@ -207,14 +208,14 @@ async fn usage(
     let since = |seconds: u32| now.saturating_sub(SignedDuration::from_secs(seconds.into())).ok();
     let mut all = Used::default();
     if policy.limits.in_flight.is_some() || policy.limits.rate.is_some() {
-        all =
-            stored::used(conn, rollout, None, policy.limits.rate.and_then(|rate| since(rate.per_s))).await?;
+        let recent = policy.limits.rate.and_then(|rate| since(rate.per_s));
+        all = stored::used(conn, &rollout.channel, None, policy.limits.in_flight.is_some(), recent).await?;
     }
     let mut own = Used::default();
     if let Some(limits) = policy.groups.get(group).filter(|own| own.in_flight.is_some() || own.rate.is_some())
     {
-        own =
-            stored::used(conn, rollout, Some(group), limits.rate.and_then(|rate| since(rate.per_s))).await?;
+        let recent = limits.rate.and_then(|rate| since(rate.per_s));
+        own = stored::used(conn, &rollout.channel, Some(group), limits.in_flight.is_some(), recent).await?;
     }
     Ok((all, own))
 }
@@ -232,12 +233,20 @@ pub async fn heard(
 ) -> Result<(), StoreError> {
     for event in events {
         webhooks::event(conn, node, event, now).await?;
-        let Some(version) = &event.version else { continue };
-        let Some((key, grant)) = stored::newest_grant(conn, node, version).await? else { continue };
-        let Some(phase) = grant.phase.after(event.kind) else { continue };
-        stored::set_phase(conn, &key, &grant, phase, now).await?;
-        if is_failure(phase) {
-            step(conn, &key, now).await?;
+        let found = match &event.version {
+            Some(version) => stored::newest_grant(conn, node, version).await?.into_iter().collect(),
+            // A refusal of what the node could not even look into is about what it was let go to.
+            None if matches!(event.kind, EventKind::Refused | EventKind::Failed) => {
+                stored::open_grants(conn, node).await?
+            }
+            None => Vec::new(),
+        };
+        for (key, grant) in found {
+            let Some(phase) = grant.phase.after(event.kind) else { continue };
+            stored::set_phase(conn, &key, &grant, phase, now).await?;
+            if is_failure(phase) {
+                step(conn, &key, now).await?;
+            }
         }
     }
     Ok(())
@@ -253,8 +262,7 @@ async fn step(conn: &mut Connection, key: &GrantKey, now: Timestamp) -> Result<(
     let Some(rollout) = rollout else { return Ok(()) };
     let mut counts = Counts { since: failed_since(conn, &rollout).await?, ..Counts::default() };
     if matches!(rollout.open(), Stage::Canary(_)) {
-        counts.stage =
-            stored::ended(conn, &rollout, Some(rollout.stage), Some(rollout.counted_from)).await?.0;
+        counts.stage = stage(conn, &rollout).await?;
     }
     let next = advance(&rollout, &counts, now).filter(|next| next.halted.is_some());
     match next {
@@ -283,12 +291,20 @@ async fn write(
 
 /// What counts for a halt. Those that are well are counted only where enough have failed for it to matter.
 async fn failed_since(conn: &mut Connection, rollout: &Rollout) -> Result<Ended, StoreError> {
-    let failed = stored::failures(conn, rollout, rollout.counted_from).await?;
+    let (failures, silent) = stored::failures(conn, rollout, rollout.counted_from).await?;
     let halt = &rollout.policy.halt;
-    if failed < halt.least_failures.min(halt.failures.unwrap_or(u32::MAX)) {
-        return Ok(Ended { failed, ..Ended::default() });
+    let mut since = Ended { failed: failures.saturating_sub(silent), silent, ..Ended::default() };
+    if failures >= halt.least_failures.min(halt.failures.unwrap_or(u32::MAX)) {
+        since.confirmed = stored::confirmed_since(conn, rollout, rollout.counted_from).await?;
     }
-    Ok(stored::ended(conn, rollout, None, Some(rollout.counted_from)).await?.0)
+    Ok(since)
+}
+
+/// What came of the nodes that were let go in the stage that is open. Those that are lost prove nothing either way, and what
+/// failed before an operator resumed the rollout is forgiven.
+async fn stage(conn: &mut Connection, rollout: &Rollout) -> Result<Ended, StoreError> {
+    let (ended, lost) = stored::ended(conn, rollout, Some(rollout.stage), Some(rollout.counted_from)).await?;
+    Ok(Ended { granted: ended.granted.saturating_sub(lost), ..ended })
 }
 
 /// All that [`advance`] needs to know.
@@ -300,9 +316,7 @@ async fn counts(
 ) -> Result<Counts, StoreError> {
     let mut counts = Counts { since: failed_since(conn, rollout).await?, ..Counts::default() };
     if !rollout.is_last_stage() {
-        // What failed before an operator resumed it is forgiven, in the canary group too.
-        let since = matches!(rollout.open(), Stage::Canary(_)).then_some(rollout.counted_from);
-        counts.stage = stored::ended(conn, rollout, Some(rollout.stage), since).await?.0;
+        counts.stage = stage(conn, rollout).await?;
         if wants_waiting(rollout, &counts, now) {
             counts.waiting = Some(waiting(conn, view, rollout, now).await?);
         }
@@ -318,7 +332,8 @@ async fn waiting(
     now: Timestamp,
 ) -> Result<u32, StoreError> {
     let since = now.saturating_sub(WAITED_FOR).unwrap_or(Timestamp::MIN);
-    let members = nodes::members(conn, &rollout.channel, since, Some(rollout.number)).await?;
+    let members =
+        nodes::members(conn, &rollout.channel, since, Some((rollout.number, &rollout.version))).await?;
     let could_go = |member: &&nodes::Member| {
         let first = match rollout.open() {
             Stage::Canary(canary) => canary.group == member.group,
@@ -340,7 +355,11 @@ async fn waiting(
 pub async fn tick(app: &App) -> Result<(), StoreError> {
     let all = stored::list(&mut *app.store().read().await?).await?;
     for rollout in all {
-        tick_one(app, &rollout).await?;
+        // What is wrong with one channel's rows is no reason to leave the others alone.
+        if let Err(error) = tick_one(app, &rollout).await {
+            let error = crate::error::chain(&error);
+            tracing::error!(channel = %rollout.channel, error, "the rollout was not looked at");
+        }
     }
     Ok(())
 }
@@ -349,7 +368,7 @@ async fn tick_one(app: &App, seen: &Rollout) -> Result<(), StoreError> {
     let (now, view) = (app.now(), app.repository().view());
     let changes = {
         let mut conn = app.store().read().await?;
-        let changes = unseen(&mut conn, seen, now).await?;
+        let changes = unseen(&mut conn, seen, app.began(), now).await?;
         let nothing =
             changes.is_empty() && advance(seen, &counts(&mut conn, &view, seen, now).await?, now).is_none();
         if nothing {
@@ -377,19 +396,28 @@ async fn tick_one(app: &App, seen: &Rollout) -> Result<(), StoreError> {
     Ok(change.commit().await?)
 }
 
-/// What has become of a rollout's grants without an event of the node.
+/// What has become of a channel's grants without an event of the node. What could not be heard, because this server did not run,
+/// is no silence.
 async fn unseen(
     conn: &mut Connection,
     rollout: &Rollout,
+    watched: Timestamp,
     now: Timestamp,
 ) -> Result<Vec<(GrantKey, Grant, GrantPhase)>, StoreError> {
     let policy = &rollout.policy;
-    let patience = policy.silent_after_s.min(policy.lost_after_s);
-    let quiet = now.saturating_sub(SignedDuration::from_secs(patience.into())).unwrap_or(Timestamp::MIN);
-    let found = stored::to_look_at(conn, rollout, quiet).await?;
-    let phase = |(key, grant, heard): (GrantKey, Grant, Option<(Version, _, Timestamp)>)| {
-        let heard = heard.as_ref().map(|(version, state, at)| Heard { version, state: *state, at: *at });
-        let phase = grant.seen(heard.as_ref(), policy, now)?;
+    let before = |seconds: u32| {
+        now.saturating_sub(SignedDuration::from_secs(seconds.into())).unwrap_or(Timestamp::MIN)
+    };
+    let (silent, lost) = (before(policy.silent_after_s), before(policy.lost_after_s));
+    let found = stored::to_look_at(conn, &rollout.channel, silent, lost).await?;
+    let phase = |(key, grant, heard): (GrantKey, Grant, Option<stored::LastHeard>)| {
+        let heard = heard.as_ref().map(|(channel, version, state, at)| Heard {
+            follows: *channel == key.channel,
+            version,
+            state: *state,
+            at: *at,
+        });
+        let phase = grant.seen(heard.as_ref(), policy, watched, now)?;
         Some((key, grant, phase))
     };
     Ok(found.into_iter().filter_map(phase).collect())

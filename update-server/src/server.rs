@@ -58,6 +58,8 @@ struct Inner {
     lock_turn: tokio::sync::Mutex<()>,
     retention: OnceLock<Retention>,
     clock: Clock,
+    /// When it began to listen.
+    began: Timestamp,
 }
 
 impl std::fmt::Debug for App {
@@ -84,6 +86,7 @@ impl App {
             metrics: Metrics::default(),
             lock_turn: tokio::sync::Mutex::default(),
             retention: OnceLock::new(),
+            began: clock(),
             clock,
         };
         let app = Self { inner: Arc::new(inner) };
@@ -97,6 +100,12 @@ impl App {
     pub fn now(&self) -> Timestamp {
         let now = (self.inner.clock)();
         Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now)
+    }
+
+    /// When this server began: what happened before, it did not hear.
+    #[must_use]
+    pub fn began(&self) -> Timestamp {
+        self.inner.began
     }
 
     /// The database.

@@ -176,14 +176,18 @@ impl Rollout {
         }
     }
 
-    /// Sets the policy. The stage that is open stays open where the new policy has it; a share that was let go is not taken
-    /// back from nodes that have been.
+    /// Whether two policies have the same stages, so that a stage's number means the same in both.
+    #[must_use]
+    pub fn has_stages_of(&self, other: &Self) -> bool {
+        self.policy.canary == other.policy.canary && self.policy.waves == other.policy.waves
+    }
+
+    /// Sets the policy. The stage that is open stays open where the new policy has it, else the next smaller one is, the first one
+    /// at least; its hold begins anew. What was let go is not taken back from nodes that have been.
     #[must_use]
     pub fn with_policy(&self, policy: RolloutPolicy, now: Timestamp) -> Self {
         let mut next = Self { policy, approved: false, ..self.clone() };
-        if next.policy.canary.is_some() != self.policy.canary.is_some()
-            || next.policy.waves != self.policy.waves
-        {
+        if !next.has_stages_of(self) {
             // The same share as before, or the next smaller one: a new policy opens nothing.
             let open = self.share();
             let first = u32::from(next.policy.canary.is_some());

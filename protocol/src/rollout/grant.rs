@@ -9,6 +9,10 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
+/// A node that asks again so long after it was let go, and does nothing, does not take the release. (The SQL that looks for such
+/// nodes has the same number, in microseconds.)
+const TAKES_UP_WITHIN: SignedDuration = SignedDuration::from_mins(15);
+
 /// One node's leave to go to one version in one rollout.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -49,6 +53,8 @@ pub enum GrantPhase {
 /// What was last heard of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Heard<'a> {
+    /// Whether it still follows the channel that let it go.
+    pub follows: bool,
     /// The version it ran.
     pub version: &'a Version,
     /// What it was doing.
@@ -91,8 +97,7 @@ impl GrantPhase {
         matches!(self, Self::Granted | Self::Activated | Self::Rebooting)
     }
 
-    /// What an event of the node about the grant's version makes of it; none where it changes nothing. A node that was given
-    /// up and is heard again counts as what it says now, and only a new grant lets it be under way again.
+    /// What an event of the node about the grant's version makes of it; none where it changes nothing.
     #[must_use]
     pub fn after(self, event: EventKind) -> Option<Self> {
         let next = match event {
@@ -101,8 +106,9 @@ impl GrantPhase {
             _ if self == Self::Confirmed => return None,
             EventKind::RolledBack => Self::RolledBack,
             EventKind::Failed | EventKind::Refused if self != Self::RolledBack => Self::Failed,
-            EventKind::Activated if self == Self::Granted => Self::Activated,
-            EventKind::Rebooting if self.is_open() => Self::Rebooting,
+            // One that was thought lost and goes on by itself is under way again: it does not ask before it reboots.
+            EventKind::Activated if matches!(self, Self::Granted | Self::Lost) => Self::Activated,
+            EventKind::Rebooting if self.is_open() || self == Self::Lost => Self::Rebooting,
             _ => return None,
         };
         (next != self).then_some(next)
@@ -110,23 +116,24 @@ impl GrantPhase {
 }
 
 impl Grant {
-    /// What the last word of the node, and the time since then, make of the grant; none where they change nothing.
+    /// What the last word of the node, and the time since then, make of the grant; none where they change nothing. Silence counts
+    /// from `watched` on, when whoever asks began to listen: what could not be heard is no silence.
     #[must_use]
     pub fn seen(
         &self,
         heard: Option<&Heard<'_>>,
         policy: &RolloutPolicy,
+        watched: Timestamp,
         now: Timestamp,
     ) -> Option<GrantPhase> {
         let later = heard.filter(|heard| heard.at > self.granted_at);
-        if later.is_some_and(|heard| *heard.version == self.version && heard.state != StateName::Confirming) {
-            return (self.phase != GrantPhase::Confirmed && self.phase != GrantPhase::RolledBack)
-                .then_some(GrantPhase::Confirmed);
+        if let Some(phase) = later.and_then(|heard| self.said(heard)) {
+            return Some(phase);
         }
         if !self.phase.is_open() {
             return None;
         }
-        let last_word = later.map_or(self.phase_at, |heard| heard.at.max(self.phase_at));
+        let last_word = later.map_or(self.phase_at, |heard| heard.at.max(self.phase_at)).max(watched);
         let quiet = now.duration_since(last_word);
         let patience = |seconds: u32| SignedDuration::from_secs(seconds.into());
         match self.phase {
@@ -135,6 +142,27 @@ impl Grant {
             GrantPhase::Activated => (quiet >= patience(policy.lost_after_s)).then_some(GrantPhase::Silent),
             _ => (quiet >= patience(policy.lost_after_s)).then_some(GrantPhase::Lost),
         }
+    }
+
+    /// What a word of the node that came after the grant makes of it.
+    fn said(&self, heard: &Heard<'_>) -> Option<GrantPhase> {
+        let unproved =
+            matches!(heard.state, StateName::Confirming | StateName::RolledBack | StateName::Error);
+        if *heard.version == self.version && !unproved {
+            return (self.phase != GrantPhase::Confirmed && self.phase != GrantPhase::RolledBack)
+                .then_some(GrantPhase::Confirmed);
+        }
+        let in_boot = matches!(self.phase, GrantPhase::Activated | GrantPhase::Rebooting);
+        if in_boot && heard.state == StateName::RolledBack && *heard.version != self.version {
+            return Some(GrantPhase::RolledBack);
+        }
+        if self.phase.is_open() && !heard.follows {
+            return Some(GrantPhase::Lost);
+        }
+        // It was let go, asked again a good while later, and has nothing in hand: it does not take the release.
+        let idle = matches!(heard.state, StateName::Idle | StateName::Error);
+        let settled = heard.at.duration_since(self.granted_at) > TAKES_UP_WITHIN;
+        (self.phase == GrantPhase::Granted && idle && settled).then_some(GrantPhase::Failed)
     }
 }
 

@@ -176,7 +176,7 @@ impl Default for RolloutPolicy {
             freezes: Vec::new(),
             time_zone: "UTC".to_owned(),
             halt: Halt::default(),
-            silent_after_s: 30 * 60,
+            silent_after_s: 90 * 60,
             lost_after_s: 24 * 60 * 60,
             promotion: None,
             groups: BTreeMap::new(),

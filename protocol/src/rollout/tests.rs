@@ -271,34 +271,41 @@ fn events_make_of_grants_what_operators_expect() {
     assert_eq!(run(&[E::HookFailed]), P::Granted);
     assert_eq!(P::Silent.after(E::RolledBack), Some(P::RolledBack));
     assert_eq!(P::Silent.after(E::Confirmed), Some(P::Confirmed));
-    assert_eq!(P::Lost.after(E::Rebooting), None, "only a new grant counts as under way");
+    assert_eq!(P::Lost.after(E::Rebooting), Some(P::Rebooting), "it goes on by itself");
+    assert_eq!(P::Silent.after(E::Rebooting), None);
 }
 
 #[test]
 fn silence_counts_from_the_last_word() {
-    let policy = policy("");
+    let policy = policy("silent_after = \"30m\"");
     let (old, new): (Version, Version) = ("1.0.0".parse().unwrap(), "1.1.0".parse().unwrap());
     let grant = |phase| Grant { version: new.clone(), granted_at: start(), phase, phase_at: after(60) };
-    let heard = |version, state, at| Heard { version, state, at: after(at) };
+    let heard = |version, state, at| Heard { follows: true, version, state, at: after(at) };
     let rebooting = grant(GrantPhase::Rebooting);
-    assert_eq!(rebooting.seen(None, &policy, after(1859)), None);
-    assert_eq!(rebooting.seen(None, &policy, after(1860)), Some(GrantPhase::Silent));
+    assert_eq!(rebooting.seen(None, &policy, start(), after(1859)), None);
+    assert_eq!(rebooting.seen(None, &policy, start(), after(1860)), Some(GrantPhase::Silent));
     let back = heard(&old, StateName::Idle, 1000);
-    assert_eq!(rebooting.seen(Some(&back), &policy, after(1860)), None, "it speaks");
-    assert_eq!(rebooting.seen(Some(&back), &policy, after(2800)), Some(GrantPhase::Silent));
+    assert_eq!(rebooting.seen(Some(&back), &policy, start(), after(1860)), None, "it speaks");
+    assert_eq!(rebooting.seen(Some(&back), &policy, start(), after(2800)), Some(GrantPhase::Silent));
     let runs = heard(&new, StateName::Idle, 1000);
     assert_eq!(
-        grant(GrantPhase::Silent).seen(Some(&runs), &policy, after(9999)),
+        grant(GrantPhase::Silent).seen(Some(&runs), &policy, start(), after(9999)),
         Some(GrantPhase::Confirmed)
     );
     let not_yet = heard(&new, StateName::Confirming, 1000);
-    assert_eq!(rebooting.seen(Some(&not_yet), &policy, after(1001)), None);
-    assert_eq!(grant(GrantPhase::RolledBack).seen(Some(&runs), &policy, after(9999)), None);
-    assert_eq!(grant(GrantPhase::Granted).seen(None, &policy, after(86_460)), Some(GrantPhase::Lost));
-    assert_eq!(grant(GrantPhase::Activated).seen(None, &policy, after(86_460)), Some(GrantPhase::Silent));
+    assert_eq!(rebooting.seen(Some(&not_yet), &policy, start(), after(1001)), None);
+    assert_eq!(grant(GrantPhase::RolledBack).seen(Some(&runs), &policy, start(), after(9999)), None);
+    assert_eq!(
+        grant(GrantPhase::Granted).seen(None, &policy, start(), after(86_460)),
+        Some(GrantPhase::Lost)
+    );
+    assert_eq!(
+        grant(GrantPhase::Activated).seen(None, &policy, start(), after(86_460)),
+        Some(GrantPhase::Silent)
+    );
     let before = heard(&new, StateName::Idle, -5);
     assert_eq!(
-        grant(GrantPhase::Granted).seen(Some(&before), &policy, after(61)),
+        grant(GrantPhase::Granted).seen(Some(&before), &policy, start(), after(61)),
         None,
         "said before the grant"
     );

@@ -22,8 +22,11 @@ CREATE TABLE rollout_grant (
     granted_at BIGINT NOT NULL,
     phase      TEXT COLLATE "C" NOT NULL,
     phase_at   BIGINT NOT NULL,
+    -- When the node failed last in this rollout; a new grant does not take it back, a confirmation does.
+    failed_at  BIGINT,
     PRIMARY KEY (channel, number, node, version)
 );
-CREATE INDEX rollout_grant_phase ON rollout_grant (channel, number, phase, phase_at);
-CREATE INDEX rollout_grant_at ON rollout_grant (channel, number, granted_at);
+CREATE INDEX rollout_grant_open ON rollout_grant (channel, grp, phase);
+CREATE INDEX rollout_grant_at ON rollout_grant (channel, granted_at);
+CREATE INDEX rollout_grant_failed ON rollout_grant (channel, number, failed_at) WHERE failed_at IS NOT NULL;
 CREATE INDEX rollout_grant_node ON rollout_grant (node, version, granted_at);

@@ -189,6 +189,15 @@ impl Repository {
                 held(&releases)
             )));
         }
+        if let Some(from) = wish.from {
+            // This server's view may be behind what another one has published.
+            let there = channels::list(&mut change).await?.into_iter().find(|c| c.channel == *from);
+            if there.is_none_or(|there| there.version != *version) {
+                return Err(PublishError::Conflict(format!(
+                    "the channel {from} was pointed elsewhere meanwhile: expected {version} there; run the same command again"
+                )));
+            }
+        }
         let mut notes = self.check_gate(&mut change, channel, version, wish, now).await?;
         let mut all = channels::list(&mut change).await?;
         all.retain(|other| other.channel != *channel);

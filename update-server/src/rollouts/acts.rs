@@ -135,10 +135,12 @@ pub async fn info(app: &App, conn: &mut Connection, rollout: Rollout) -> Result<
             counts.at_version = counts.at_version.saturating_add(nodes);
         }
     }
-    counts.in_flight = stored::used(conn, &rollout, None, None).await?.in_flight;
+    counts.in_flight = stored::used(conn, &rollout.channel, None, true, None).await?.in_flight;
     (counts.all, counts.lost) = stored::ended(conn, &rollout, None, None).await?;
-    counts.stage = stored::ended(conn, &rollout, Some(rollout.stage), None).await?.0;
-    counts.since = stored::ended(conn, &rollout, None, Some(rollout.counted_from)).await?.0;
+    counts.stage = super::stage(conn, &rollout).await?;
+    counts.since = super::failed_since(conn, &rollout).await?;
+    counts.since.confirmed = stored::confirmed_since(conn, &rollout, rollout.counted_from).await?;
+    counts.since.granted = counts.since.ended().saturating_add(counts.in_flight);
     let known = super::counts(conn, &app.repository().view(), &rollout, now).await?;
     Ok(RolloutInfo { schema: SCHEMA, next_stage: next_stage(&rollout, &known, now), rollout, counts })
 }
@@ -190,7 +192,11 @@ pub async fn set_policies(
         }
         stored::set_policy(&mut change, channel, policy).await?;
         if let Some(rollout) = stored::find(&mut change, channel).await? {
-            stored::put(&mut change, &rollout.with_policy(policy.clone(), now)).await?;
+            let next = rollout.with_policy(policy.clone(), now);
+            if !next.has_stages_of(&rollout) {
+                stored::renumber(&mut change, &rollout, &next).await?;
+            }
+            stored::put(&mut change, &next).await?;
         }
         let one = |policy: Option<&protocol::rollout::RolloutPolicy>| RolloutFile {
             channels: policy.map(|policy| (channel.clone(), policy.clone())).into_iter().collect(),

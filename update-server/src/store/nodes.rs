@@ -237,8 +237,8 @@ pub struct Member {
     pub version: Version,
 }
 
-/// The nodes of a channel that were heard of since a time, by id. With `without`, those alone that have no grant in that
-/// rollout of the channel.
+/// The nodes of a channel that were heard of since a time, by id. With `without`, those alone that were not let go to this version
+/// in that rollout of the channel.
 ///
 /// # Errors
 /// [`StoreError`] where the database fails.
@@ -246,16 +246,17 @@ pub async fn members(
     conn: &mut Connection,
     channel: &Channel,
     since: Timestamp,
-    without: Option<u64>,
+    without: Option<(u64, &Version)>,
 ) -> Result<Vec<Member>, StoreError> {
     let rows: Vec<(String, String, String, String)> = sqlx::query_as(
         "SELECT node, grp, arch, version FROM node WHERE channel = $1 AND last_seen >= $2
          AND NOT EXISTS (SELECT 1 FROM rollout_grant AS g
-           WHERE g.channel = $1 AND g.number = $3 AND g.node = node.node) ORDER BY node",
+           WHERE g.channel = $1 AND g.number = $3 AND g.version = $4 AND g.node = node.node) ORDER BY node",
     )
     .bind(channel.as_str())
     .bind(to_micros(since))
-    .bind(without.map_or(-1, to_number))
+    .bind(without.map_or(-1, |(number, _)| to_number(number)))
+    .bind(without.map_or("", |(_, version)| version.as_str()))
     .fetch_all(conn)
     .await?;
     rows.into_iter()

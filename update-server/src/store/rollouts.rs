@@ -191,7 +191,23 @@ pub async fn newest_grant(
     row.map(grant).transpose()
 }
 
-/// Gives a grant, in place of the one that the node had for that version in that rollout.
+/// The grants of a node that are open.
+///
+/// # Errors
+/// [`StoreError`] where the database fails.
+pub async fn open_grants(conn: &mut Connection, node: &NodeId) -> Result<Vec<(GrantKey, Grant)>, StoreError> {
+    let rows: Vec<Row> = sqlx::query_as(
+        "SELECT channel, number, node, version, granted_at, phase, phase_at FROM rollout_grant
+         WHERE node = $1 AND phase IN ('granted', 'activated', 'rebooting')",
+    )
+    .bind(node.as_str())
+    .fetch_all(conn)
+    .await?;
+    rows.into_iter().map(grant).collect()
+}
+
+/// Gives a grant, in place of the one that the node had for that version in that rollout. Others that it has and that are open
+/// are given up: a node goes to one version at a time, and takes up one place.
 ///
 /// # Errors
 /// [`StoreError`] where the database fails.
@@ -202,6 +218,15 @@ pub async fn give(
     group: &Group,
     grant: &Grant,
 ) -> Result<(), StoreError> {
+    sqlx::query(
+        "UPDATE rollout_grant SET phase = 'lost', phase_at = $1
+         WHERE node = $2 AND phase IN ('granted', 'activated', 'rebooting')",
+    )
+    .bind(to_micros(grant.granted_at))
+    .bind(node.as_str())
+    .execute(&mut *conn)
+    .await?;
+    // That it failed before stays on record until it confirms.
     sqlx::query(
         "INSERT INTO rollout_grant (channel, number, node, version, grp, stage, granted_at, phase, phase_at)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
@@ -222,6 +247,24 @@ pub async fn give(
     Ok(())
 }
 
+/// Names the stages of a rollout's grants anew, after a change of its policy: those of the stage that was open are of the one
+/// that is open now, all others of none.
+///
+/// # Errors
+/// [`StoreError`] where the database fails.
+pub async fn renumber(conn: &mut Connection, before: &Rollout, after: &Rollout) -> Result<(), StoreError> {
+    sqlx::query(
+        "UPDATE rollout_grant SET stage = CASE WHEN stage = $1 THEN $2 ELSE -2 END WHERE channel = $3 AND number = $4",
+    )
+    .bind(i64::from(before.stage))
+    .bind(i64::from(after.stage))
+    .bind(after.channel.as_str())
+    .bind(to_number(after.number))
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
 /// Records what became of a grant, unless it is in another phase by now. False if it is.
 ///
 /// # Errors
@@ -234,7 +277,9 @@ pub async fn set_phase(
     at: Timestamp,
 ) -> Result<bool, StoreError> {
     let done = sqlx::query(
-        "UPDATE rollout_grant SET phase = $1, phase_at = $2
+        "UPDATE rollout_grant SET phase = $1, phase_at = $2,
+         failed_at = CASE WHEN $1 IN ('failed', 'rolled-back', 'silent') THEN $2
+           WHEN $1 = 'confirmed' THEN NULL ELSE failed_at END
          WHERE channel = $3 AND number = $4 AND node = $5 AND version = $6 AND phase = $7 AND granted_at = $8",
     )
     .bind(phase.as_str())
@@ -250,44 +295,64 @@ pub async fn set_phase(
     Ok(done.rows_affected() == 1)
 }
 
-/// A rollout's grants that may have ended unseen, with what was last heard of each node: the node runs the version by now, or
-/// nothing has become of the grant since before `quiet`.
+/// What was last heard of the node of a grant.
+pub type LastHeard = (Channel, Version, StateName, Timestamp);
+
+/// How many grants are looked at once.
+const LOOKED_AT: i64 = 2000;
+
+/// A channel's grants that may have ended unseen, those of earlier rollouts too, with what was last heard of each node: the node
+/// runs the version by now, does something that does not go with it, has gone to another channel, or was not heard of since
+/// before `silent` (in its reboot) or `lost`.
 ///
 /// # Errors
 /// [`StoreError`] where the database fails.
 pub async fn to_look_at(
     conn: &mut Connection,
-    rollout: &Rollout,
-    quiet: Timestamp,
-) -> Result<Vec<(GrantKey, Grant, Option<(Version, StateName, Timestamp)>)>, StoreError> {
+    channel: &Channel,
+    silent: Timestamp,
+    lost: Timestamp,
+) -> Result<Vec<(GrantKey, Grant, Option<LastHeard>)>, StoreError> {
     #[derive(sqlx::FromRow)]
     struct Looked {
         #[sqlx(flatten)]
         row: Row,
+        heard_channel: Option<String>,
         heard_version: Option<String>,
         state: Option<String>,
         last_seen: Option<i64>,
     }
     let rows: Vec<Looked> = sqlx::query_as(
         "SELECT g.channel, g.number, g.node, g.version, g.granted_at, g.phase, g.phase_at,
-         node.version AS heard_version, node.state, node.last_seen
+         node.channel AS heard_channel, node.version AS heard_version, node.state, node.last_seen
          FROM rollout_grant AS g LEFT JOIN node ON node.node = g.node
-         WHERE g.channel = $1 AND g.number = $2
-         AND g.phase IN ('granted', 'activated', 'rebooting', 'silent', 'lost', 'failed')
-         AND (node.version = g.version
-           OR g.phase IN ('granted', 'activated', 'rebooting') AND g.phase_at <= $3)",
+         WHERE g.channel = $1 AND (
+           g.phase IN ('granted', 'activated', 'rebooting', 'silent', 'lost', 'failed')
+             AND node.version = g.version AND node.last_seen > g.granted_at
+             AND node.state NOT IN ('confirming', 'rolled-back', 'error')
+           OR g.phase IN ('granted', 'activated', 'rebooting') AND node.last_seen > g.granted_at
+             AND (node.channel <> g.channel OR node.state = 'rolled-back')
+           OR g.phase = 'granted' AND node.state IN ('idle', 'error') AND node.last_seen > g.granted_at + 900000000
+           OR g.phase = 'rebooting' AND g.phase_at <= $2 AND (node.last_seen IS NULL OR node.last_seen <= $2)
+           OR g.phase IN ('granted', 'activated') AND g.phase_at <= $3
+             AND (node.last_seen IS NULL OR node.last_seen <= $3))
+         LIMIT $4",
     )
-    .bind(rollout.channel.as_str())
-    .bind(to_number(rollout.number))
-    .bind(to_micros(quiet))
+    .bind(channel.as_str())
+    .bind(to_micros(silent))
+    .bind(to_micros(lost))
+    .bind(LOOKED_AT)
     .fetch_all(conn)
     .await?;
-    let looked = |Looked { row, heard_version, state, last_seen }| {
+    let looked = |Looked { row, heard_channel, heard_version, state, last_seen }| {
         let (key, grant) = grant(row)?;
-        let heard = match (heard_version, state, last_seen) {
-            (Some(version), Some(state), Some(at)) => {
-                Some((parse("a version", version)?, super::nodes::state_name(state)?, from_micros(at)?))
-            }
+        let heard = match (heard_channel, heard_version, state, last_seen) {
+            (Some(channel), Some(version), Some(state), Some(at)) => Some((
+                parse("a channel", channel)?,
+                parse("a version", version)?,
+                super::nodes::state_name(state)?,
+                from_micros(at)?,
+            )),
             _ => None,
         };
         Ok((key, grant, heard))
@@ -295,47 +360,51 @@ pub async fn to_look_at(
     rows.into_iter().map(looked).collect()
 }
 
-/// How far the limits of a rollout, or of one group in it, are used up: nodes under way, and those let go since a time.
+/// How far the limits of a channel, or of one group in it, are used up: nodes under way, if `in_flight` asks for them, and those let
+/// go since a time. Nodes that were let go in an earlier rollout of the channel take up their places until they have ended.
 ///
 /// # Errors
 /// [`StoreError`] where the database fails.
 pub async fn used(
     conn: &mut Connection,
-    rollout: &Rollout,
+    channel: &Channel,
     group: Option<&Group>,
+    in_flight: bool,
     since: Option<Timestamp>,
 ) -> Result<Used, StoreError> {
     // An empty name is no group's.
     let group = group.map_or("", Group::as_str);
-    let in_flight: i64 = sqlx::query_scalar(
-        "SELECT COUNT(*) FROM rollout_grant WHERE channel = $1 AND number = $2
-         AND phase IN ('granted', 'activated', 'rebooting') AND ($3 = '' OR grp = $3)",
-    )
-    .bind(rollout.channel.as_str())
-    .bind(to_number(rollout.number))
-    .bind(group)
-    .fetch_one(&mut *conn)
-    .await?;
-    let Some(since) = since else { return Ok(Used { in_flight: count(in_flight), ..Used::default() }) };
-    let (recent, first): (i64, Option<i64>) = sqlx::query_as(
-        "SELECT COUNT(*), MIN(granted_at) FROM rollout_grant WHERE channel = $1 AND number = $2
-         AND granted_at > $3 AND ($4 = '' OR grp = $4)",
-    )
-    .bind(rollout.channel.as_str())
-    .bind(to_number(rollout.number))
-    .bind(to_micros(since))
-    .bind(group)
-    .fetch_one(conn)
-    .await?;
-    Ok(Used {
-        in_flight: count(in_flight),
-        recent: count(recent),
-        first_recent: first.map(from_micros).transpose()?,
-    })
+    let mut used = Used::default();
+    if in_flight {
+        let open: i64 = sqlx::query_scalar(
+            "SELECT COUNT(*) FROM rollout_grant WHERE channel = $1
+             AND phase IN ('granted', 'activated', 'rebooting') AND ($2 = '' OR grp = $2)",
+        )
+        .bind(channel.as_str())
+        .bind(group)
+        .fetch_one(&mut *conn)
+        .await?;
+        used.in_flight = count(open);
+    }
+    if let Some(since) = since {
+        let (recent, first): (i64, Option<i64>) = sqlx::query_as(
+            "SELECT COUNT(*), MIN(granted_at) FROM rollout_grant WHERE channel = $1
+             AND granted_at > $2 AND ($3 = '' OR grp = $3)",
+        )
+        .bind(channel.as_str())
+        .bind(to_micros(since))
+        .bind(group)
+        .fetch_one(conn)
+        .await?;
+        used.recent = count(recent);
+        used.first_recent = first.map(from_micros).transpose()?;
+    }
+    Ok(used)
 }
 
-/// What came of the nodes that were let go in a rollout: of all, of those of one stage, or of those whose phase began after a
-/// time.
+/// What came of the nodes that were let go to a rollout's release: of all, or of those of one stage. Nodes that only pass through
+/// another release on the way prove nothing about this one. With `forgiven`, those that failed at that time or before are left
+/// out. Says how many were lost, too.
 ///
 /// # Errors
 /// [`StoreError`] where the database fails.
@@ -343,16 +412,18 @@ pub async fn ended(
     conn: &mut Connection,
     rollout: &Rollout,
     stage: Option<u32>,
-    since: Option<Timestamp>,
+    forgiven: Option<Timestamp>,
 ) -> Result<(Ended, u32), StoreError> {
     let rows: Vec<(String, i64)> = sqlx::query_as(
-        "SELECT phase, COUNT(*) FROM rollout_grant WHERE channel = $1 AND number = $2
-         AND ($3 < 0 OR stage = $3) AND phase_at > $4 GROUP BY phase",
+        "SELECT phase, COUNT(*) FROM rollout_grant WHERE channel = $1 AND number = $2 AND version = $3
+         AND ($4 < 0 OR stage = $4)
+         AND (phase NOT IN ('failed', 'rolled-back', 'silent') OR phase_at > $5) GROUP BY phase",
     )
     .bind(rollout.channel.as_str())
     .bind(to_number(rollout.number))
+    .bind(rollout.version.as_str())
     .bind(stage.map_or(-1, i64::from))
-    .bind(since.map_or(i64::MIN, to_micros))
+    .bind(forgiven.map_or(i64::MIN, to_micros))
     .fetch_all(conn)
     .await?;
     let (mut ended, mut lost) = (Ended::default(), 0);
@@ -370,21 +441,47 @@ pub async fn ended(
     Ok((ended, lost))
 }
 
-/// How many nodes of a rollout have failed or fallen silent since a time: cheap where few have.
+/// How many nodes of a rollout have failed since a time and not confirmed it after that, and how many of them by silence. A node
+/// counts once, whatever it was let go to and however often.
 ///
 /// # Errors
 /// [`StoreError`] where the database fails.
-pub async fn failures(conn: &mut Connection, rollout: &Rollout, since: Timestamp) -> Result<u32, StoreError> {
-    let failures: i64 = sqlx::query_scalar(
-        "SELECT COUNT(*) FROM rollout_grant WHERE channel = $1 AND number = $2
-         AND phase IN ('failed', 'rolled-back', 'silent') AND phase_at > $3",
+pub async fn failures(
+    conn: &mut Connection,
+    rollout: &Rollout,
+    since: Timestamp,
+) -> Result<(u32, u32), StoreError> {
+    let (failures, silent): (i64, i64) = sqlx::query_as(
+        "SELECT COUNT(DISTINCT node), COUNT(DISTINCT CASE WHEN phase = 'silent' THEN node END) FROM rollout_grant
+         WHERE channel = $1 AND number = $2 AND failed_at > $3",
     )
     .bind(rollout.channel.as_str())
     .bind(to_number(rollout.number))
     .bind(to_micros(since))
     .fetch_one(conn)
     .await?;
-    Ok(count(failures))
+    Ok((count(failures), count(silent)))
+}
+
+/// How many nodes have confirmed a rollout's release, or one on the way to it, since a time.
+///
+/// # Errors
+/// [`StoreError`] where the database fails.
+pub async fn confirmed_since(
+    conn: &mut Connection,
+    rollout: &Rollout,
+    since: Timestamp,
+) -> Result<u32, StoreError> {
+    let confirmed: i64 = sqlx::query_scalar(
+        "SELECT COUNT(DISTINCT node) FROM rollout_grant
+         WHERE channel = $1 AND number = $2 AND phase = 'confirmed' AND phase_at > $3",
+    )
+    .bind(rollout.channel.as_str())
+    .bind(to_number(rollout.number))
+    .bind(to_micros(since))
+    .fetch_one(conn)
+    .await?;
+    Ok(count(confirmed))
 }
 
 fn count(number: i64) -> u32 {

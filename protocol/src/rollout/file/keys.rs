@@ -83,8 +83,8 @@ pub const ROLLOUT_KEYS: &[Key] = &[
     key("channel.NAME.halt.least_failures", Some("3"), "failure_rate counts only from so many failures on"),
     key(
         "channel.NAME.silent_after",
-        Some("\"30m\""),
-        "a node that was about to reboot and was not heard of for so long counts as failed; at least the nodes' poll interval",
+        Some("\"90m\""),
+        "a node that was about to reboot and was not heard of for so long counts as failed; more than a reboot, the health checks, and the nodes' poll interval",
     ),
     key(
         "channel.NAME.lost_after",
