@@ -238,13 +238,7 @@ fn day() -> RefOr<Schema> {
 
 /// A whole number from 0 to `max`.
 fn number(max: u64) -> RefOr<Schema> {
-    let max = serde_json::Number::from(max);
-    let number = ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(0u64));
-    match max.as_u64().and_then(|max| u32::try_from(max).ok()) {
-        Some(max) => number.maximum(Some(max)).into(),
-        // Numbers of JSON are exact up to 2^53 in most languages.
-        None => number.maximum(Some(1u64 << 53)).into(),
-    }
+    ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(0u64)).maximum(Some(max)).into()
 }
 
 /// The schema of a path's variable part.
