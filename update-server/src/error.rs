@@ -136,13 +136,27 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
     line
 }
 
+/// The longest line that a client is told, in characters: it may quote what the client sent.
+const LINE_MAX: usize = 1500;
+
+/// A message as one line of bounded length. Parsers quote what they found as it is, control characters and all.
+#[must_use]
+pub fn one_line(text: &str) -> String {
+    let mut rest = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+    let mut line: String = rest.by_ref().take(LINE_MAX).collect();
+    if rest.next().is_some() {
+        line.push('…');
+    }
+    line
+}
+
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let (status, kind) = self.kind();
         if status.is_server_error() {
             tracing::error!(error = chain(&self), "a request failed");
         }
-        let body = ErrorBody { kind: kind.to_owned(), message: self.to_string() };
+        let body = ErrorBody { kind: kind.to_owned(), message: one_line(&self.to_string()) };
         let mut response = (status, Json(body)).into_response();
         let headers = response.headers_mut();
         // A file that is not there may be there in a minute: no cache in between may remember the answer.

@@ -1,7 +1,7 @@
 //! Step 9, permit: FleetLock v1, for clients that are not ours (Zincati and others). It is what their protocol says, no
 //! more: no attempt, no boot, no credential, so that any client can speak for any other. Weaker by declaration.
 
-use crate::error::{cause, chain};
+use crate::error::{cause, chain, one_line};
 use crate::listen::TooSlow;
 use crate::locks;
 use crate::server::App;
@@ -77,7 +77,7 @@ pub(super) async fn serve(
     match answer(app, asked, method, headers, body).await {
         Ok(()) => StatusCode::OK.into_response(),
         Err(Failure { status, kind, value, retry_after_s }) => {
-            let body = FleetLockError { kind: kind.to_owned(), value };
+            let body = FleetLockError { kind: kind.to_owned(), value: one_line(&value) };
             let mut response = (status, Json(body)).into_response();
             let headers = response.headers_mut();
             headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));

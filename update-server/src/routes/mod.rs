@@ -69,21 +69,24 @@ pub fn router(app: App) -> Router {
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
         .fallback(elsewhere)
-        .method_not_allowed_fallback(async || {
-            let mut response =
-                ApiError::Invalid("this address does not take that method".to_owned()).into_response();
-            *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
-            response
-        })
+        .method_not_allowed_fallback(wrong_method)
         .layer(middleware::from_fn(whole_body_in_time))
         // An upload may take its time, as long as it moves.
         .route("/api/v1/payloads/{digest}", put(payloads::upload))
+        .method_not_allowed_fallback(wrong_method)
         // Every handler bounds its own body, and payloads have no bound.
         .layer(DefaultBodyLimit::disable())
         .layer(middleware::from_fn(rates::gate))
         .layer(middleware::from_fn_with_state(app.clone(), metrics::count))
         .layer(TraceLayer::new_for_http())
         .with_state(app)
+}
+
+/// What an address says to a method that it does not take.
+async fn wrong_method() -> Response {
+    let mut response = ApiError::Invalid("this address does not take that method".to_owned()).into_response();
+    *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+    response
 }
 
 /// What a listener of its own serves to Prometheus, without a token.

@@ -414,7 +414,7 @@ mod tests {
     /// server which methods each one takes.
     #[test]
     fn every_route_is_described_and_every_description_is_of_a_route() {
-        let written = include_str!("mod.rs").split("/// What a listener of its own").next().unwrap();
+        let written = include_str!("mod.rs").split("/// What an address says").next().unwrap();
         let routes: BTreeSet<String> = written
             .split(".route(\"")
             .skip(1)
