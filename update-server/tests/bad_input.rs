@@ -199,7 +199,7 @@ async fn documents_that_are_no_documents_are_refused() {
             }
         }
     }
-    assert!(refusals > 20 * taken, "most of them are no documents: {refusals} refused, {taken} taken");
+    assert!(refusals > 4 * taken, "most of them are no documents: {refusals} refused, {taken} taken");
     still_serves(&server).await;
 }
 
@@ -371,6 +371,7 @@ async fn bodies_beyond_every_bound_are_refused() {
     }
     long.push_str("\"}");
     let long = bytes::Bytes::from(long);
+    let mut answered = 0;
     for address in addresses(&admin).await.iter().filter(|address| address.document) {
         let request =
             || admin.request(address.method.clone(), &address.path).header("fleet-lock-protocol", "true");
@@ -381,12 +382,14 @@ async fn bodies_beyond_every_bound_are_refused() {
         for answer in [whole, chunked] {
             // One that still sends may find the connection closed before it reads the answer.
             let Ok(answer) = answer else { continue };
+            answered += 1;
             let fleetlock = address.path.contains("pre-reboot") || address.path.contains("steady-state");
             let status = refused(answer, &address.path).await;
             let expected = if fleetlock { StatusCode::BAD_REQUEST } else { StatusCode::PAYLOAD_TOO_LARGE };
             assert_eq!(status, expected, "{}", address.path);
         }
     }
+    assert!(answered > 10, "most of them hear why: {answered}");
     let said = admin.send(Method::POST, "/v1/update-check", &check("alpha", "1.0.0")).await;
     assert_eq!(said.status(), StatusCode::OK);
     still_serves(&server).await;
