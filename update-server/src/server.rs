@@ -56,6 +56,7 @@ struct Inner {
     metrics: Metrics,
     /// Held while a lock's document is changed: changes take turns here instead of fighting over the database.
     lock_turn: tokio::sync::Mutex<()>,
+    simulation_turn: tokio::sync::Mutex<()>,
     retention: OnceLock<Retention>,
     clock: Clock,
     /// When it began to listen.
@@ -85,6 +86,7 @@ impl App {
             credentials: Credentials::default(),
             metrics: Metrics::default(),
             lock_turn: tokio::sync::Mutex::default(),
+            simulation_turn: tokio::sync::Mutex::default(),
             retention: OnceLock::new(),
             began: clock(),
             clock,
@@ -159,6 +161,11 @@ impl App {
     /// Sets that, before it serves. Only the first time counts.
     pub fn set_retention(&self, retention: Retention) {
         self.inner.retention.get_or_init(|| retention);
+    }
+
+    /// A turn at a simulation.
+    pub async fn simulation_turn(&self) -> MutexGuard<'_, ()> {
+        self.inner.simulation_turn.lock().await
     }
 
     /// A turn at changing a lock's document.

@@ -10,8 +10,8 @@ use jiff::SignedDuration;
 use protocol::rollout::{GrantPhase, Share};
 use protocol::status::StateName;
 use protocol::wire::{
-    AuditLog, ChannelInfo, ChannelPromote, ChannelSet, Decision, EventKind, RolloutList, RolloutPolicies,
-    RolloutPolicySet, SCHEMA, SimulationReport, SimulationRequest,
+    AuditLog, ChannelInfo, ChannelPromote, ChannelSet, Decision, EventKind, RolloutAct, RolloutList,
+    RolloutPolicies, RolloutPolicySet, SCHEMA, SimulationReport, SimulationRequest,
 };
 use reqwest::{Method, StatusCode};
 use update_server::rollouts;
@@ -143,6 +143,103 @@ async fn a_canary_that_fails_halts_it_at_once() {
 }
 
 #[tokio::test]
+async fn failures_one_after_the_other_add_up_though_each_node_tries_again() {
+    let (server, admin) =
+        rolling("in_flight = 1\n[channel.stable.halt]\nfailures = 3\nfailure_rate = \"100%\"\n").await;
+    let mut nodes: Vec<Node> = (0..4).map(|n| Node::new(&admin, n, "web")).collect();
+    for (at, node) in nodes[..3].iter_mut().enumerate() {
+        for _ in 0..2 {
+            assert!(node.may_go().await, "node {at} tries again");
+            // The last refusal of an engine names no version.
+            let mut events =
+                node.events("1.1.0", &[if at == 1 { EventKind::Refused } else { EventKind::Failed }]);
+            events.events[0].version = events.events[0].version.take().filter(|_| at != 1);
+            assert!(node.try_send(&events).await);
+            if rollout(&admin).await.rollout.halted.is_some() {
+                break;
+            }
+            server.advance(SignedDuration::from_secs(1));
+        }
+    }
+    assert_eq!(rollout(&admin).await.rollout.halted.unwrap().why, "3 of 3 nodes failed");
+    assert!(!nodes[3].may_go().await);
+}
+
+#[tokio::test]
+async fn a_node_that_does_nothing_with_its_leave_or_goes_elsewhere_gives_up_its_place() {
+    let (server, admin) = rolling("in_flight = 1\n").await;
+    let (mut idle, other) = (Node::new(&admin, 1, "web"), Node::new(&admin, 2, "web"));
+    assert!(idle.may_go().await);
+    pass(&server, 20).await;
+    assert!(idle.may_go().await, "asked again");
+    pass(&server, 1).await;
+    assert_eq!(rollout(&admin).await.counts.all.failed, 1);
+    assert!(other.may_go().await);
+    idle.says.channel = "beta".parse().unwrap();
+    let mut gone = other.clone();
+    gone.says.channel = "beta".parse().unwrap();
+    server.advance(SignedDuration::from_secs(1));
+    gone.ask().await;
+    pass(&server, 1).await;
+    let counts = rollout(&admin).await.counts;
+    assert_eq!((counts.in_flight, counts.lost), (0, 1));
+}
+
+#[tokio::test]
+async fn what_confirms_a_step_on_the_way_proves_nothing_about_the_release() {
+    let (server, admin, mut operator) = bench().await;
+    let barrier = Release::new("2.0.0", Some("1.1.0"));
+    admin.upload(&barrier.payload).await;
+    let push = operator.push(&[barrier.add()]);
+    let _: protocol::wire::Published = done(admin.send(Method::POST, "/api/v1/releases", &push).await).await;
+    set_policy(&admin, "[channel.stable.canary]\ngroup = \"canary\"\nhold = \"0s\"\n").await;
+    let _: ChannelInfo = done(admin.set_channel("stable", "2.0.0").await).await;
+    let mut canary = Node::new(&admin, 1, "canary");
+    assert_eq!(canary.ask().await.version.unwrap().as_str(), "1.1.0");
+    canary.confirm().await;
+    pass(&server, 60).await;
+    assert_eq!(rollout(&admin).await.rollout.stage, 0, "nobody runs 2.0.0");
+    assert_eq!(canary.ask().await.version.unwrap().as_str(), "2.0.0");
+    let events = canary.events("2.0.0", &[EventKind::Confirmed]);
+    assert!(canary.try_send(&events).await);
+    pass(&server, 1).await;
+    assert_eq!(rollout(&admin).await.rollout.stage, 1);
+}
+
+#[tokio::test]
+async fn places_are_taken_by_nodes_of_the_rollout_before_and_a_second_approval_opens_nothing() {
+    let waves = "in_flight = 1\nwaves = [{ share = \"50%\", approve = true }, { share = \"75%\", approve = true }, { share = \"100%\" }]\n";
+    let (_server, admin) = rolling(waves).await;
+    let mut going = 0;
+    while !Node::new(&admin, going, "web").may_go().await {
+        going += 1;
+    }
+    let _: ChannelInfo = done(admin.set_channel("stable", "1.0.0").await).await;
+    let _: ChannelInfo = done(admin.set_channel("stable", "1.1.0").await).await;
+    let seen = rollout(&admin).await.rollout;
+    assert_eq!(seen.number, 3);
+    let approve = |stage| RolloutAct {
+        schema: SCHEMA,
+        group: None,
+        why: "w".to_owned(),
+        number: Some(3),
+        stage: Some(stage),
+    };
+    let send =
+        async |body: RolloutAct| admin.send(Method::POST, "/api/v1/rollouts/stable/approve", &body).await;
+    let info: protocol::wire::RolloutInfo = done(send(approve(0)).await).await;
+    assert_eq!(info.rollout.stage, 1);
+    let refused = error(send(approve(0)).await, StatusCode::CONFLICT).await;
+    assert!(refused.message.contains("stage 2 is open, and 1 was meant"), "{}", refused.message);
+    let refused = error(send(RolloutAct { number: Some(2), ..approve(1) }).await, StatusCode::CONFLICT).await;
+    assert!(refused.message.contains("number 3 runs, and 2 was meant"), "{}", refused.message);
+    for number in 0..8 {
+        let answer = Node::new(&admin, 100 + number, "web").ask().await;
+        assert!(answer.reason.contains("1 nodes are under way, and 1 may be"), "{}", answer.reason);
+    }
+}
+
+#[tokio::test]
 async fn silence_in_the_reboot_counts_as_failure_and_a_late_word_takes_it_back() {
     let (server, admin) =
         rolling("silent_after = \"30m\"\nlost_after = \"3h\"\n[channel.stable.halt]\nfailures = 2\n").await;
@@ -199,7 +296,8 @@ async fn windows_tell_when_to_ask_again_and_pauses_hold_those_under_way() {
     let node = Node::new(&admin, 1, "web");
     let answer = node.ask().await;
     assert!(answer.reason.contains("the next opens at 2030-03-17T18:00:00Z"), "{}", answer.reason);
-    assert_eq!(answer.retry_after_s, Some(800));
+    let wait = answer.retry_after_s.unwrap();
+    assert!((800..800 + 1800).contains(&wait), "{wait}");
     let told = explain(&admin, 1).await;
     assert_eq!((told.decision, told.because.len()), (Decision::Hold, 1));
     pass(&server, 14).await;

@@ -75,7 +75,7 @@ struct Node {
     place: u64,
     fate: Fate,
     /// At which step of each poll interval it asks.
-    asks_at: u32,
+    asks_at: usize,
 }
 
 /// Limits of one group or of all, as they are used up.
@@ -108,7 +108,8 @@ struct World<'a> {
     assumed: &'a Assumed,
     nodes: Vec<Node>,
     groups: Vec<Group>,
-    waiting: Vec<usize>,
+    /// Those that wait, by the step of each poll interval at which they ask.
+    waiting: Vec<Vec<usize>>,
     all: Meter,
     by_group: Vec<Meter>,
     /// When the updates under way end, for which node, in which stage it was let go.
@@ -133,8 +134,9 @@ pub fn simulate(rollout: Rollout, nodes: Vec<(NodeId, Group)>, assumed: &Assumed
         world.end(now);
         world.advance(now);
         world.ask(step, now);
-        let over = world.ends.is_empty() && (world.waiting.is_empty() || world.rollout.halted.is_some());
-        if over && world.waiting.is_empty() {
+        let waiting = world.waiting.iter().any(|turn| !turn.is_empty());
+        let over = world.ends.is_empty() && (!waiting || world.rollout.halted.is_some());
+        if over && !waiting {
             done_at = Some(now);
         }
         if over || step == steps || step % every == 0 {
@@ -174,13 +176,19 @@ impl<'a> World<'a> {
             } else {
                 Fate::Confirms
             };
-            let asks_at = u32::try_from(chosen(assumed.seed, "asks", &id) % u64::from(polls)).unwrap_or(0);
+            let asks_at = usize::try_from(chosen(assumed.seed, "asks", &id) % u64::from(polls)).unwrap_or(0);
             let group = groups.binary_search(&group).unwrap_or(0);
             Node { place: place(&rollout.version, &id), id, group, fate, asks_at }
         };
         let nodes: Vec<Node> = nodes.into_iter().map(node).collect();
+        let mut waiting = vec![Vec::new(); usize::try_from(polls).unwrap_or(1)];
+        for (at, node) in nodes.iter().enumerate() {
+            if let Some(turn) = waiting.get_mut(node.asks_at) {
+                turn.push(at);
+            }
+        }
         Self {
-            waiting: (0..nodes.len()).collect(),
+            waiting,
             by_group: groups.iter().map(|_| Meter::default()).collect(),
             rollout,
             assumed,
@@ -219,7 +227,8 @@ impl<'a> World<'a> {
     fn advance(&mut self, now: Timestamp) {
         let mut counts = Counts { stage: self.stage, since: self.total, ..Counts::default() };
         if wants_waiting(&self.rollout, &counts, now) {
-            let waiting = self.waiting.iter().filter(|at| self.is_reached(&self.nodes[**at])).count();
+            let waiting =
+                self.waiting.iter().flatten().filter(|at| self.is_reached(&self.nodes[**at])).count();
             counts.waiting = Some(u32::try_from(waiting).unwrap_or(u32::MAX));
         }
         let Some(next) = advance(&self.rollout, &counts, now) else { return };
@@ -251,16 +260,13 @@ impl<'a> World<'a> {
 
     /// Nodes ask. What stands against one of a group stands against all of them in the same step, but for their place.
     fn ask(&mut self, step: u64, now: Timestamp) {
-        let polls = u64::from((self.assumed.poll_interval_s / STEP_S).max(1));
-        let turn = u32::try_from(step % polls).unwrap_or(0);
+        let polls = u64::try_from(self.waiting.len()).unwrap_or(1).max(1);
+        let turn = usize::try_from(step % polls).unwrap_or(0);
         let mut full: Vec<Option<String>> = vec![None; self.groups.len()];
-        let mut left = Vec::with_capacity(self.waiting.len());
-        for at in std::mem::take(&mut self.waiting) {
+        let asking = std::mem::take(&mut self.waiting[turn]);
+        let mut left = Vec::with_capacity(asking.len());
+        for at in asking {
             let node = &self.nodes[at];
-            if node.asks_at != turn {
-                left.push(at);
-                continue;
-            }
             let group = node.group;
             let held = match &full[group] {
                 Some(held) if self.is_reached(node) => Some(held.clone()),
@@ -279,7 +285,7 @@ impl<'a> World<'a> {
                 None => self.grant(at, now),
             }
         }
-        self.waiting = left;
+        self.waiting[turn] = left;
     }
 
     fn decide(&mut self, at: usize, now: Timestamp) -> Result<(), Vec<Reason>> {

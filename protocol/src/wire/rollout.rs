@@ -63,6 +63,12 @@ pub struct RolloutAct {
     pub group: Option<Group>,
     /// Why.
     pub why: String,
+    /// [`Rollout::number`] as the operator saw it: the server refuses (409) if it is another rollout by now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub number: Option<u64>,
+    /// [`Rollout::stage`] as the operator saw it, for an approval: the server refuses (409) if another one is open by now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stage: Option<u32>,
 }
 
 /// The rollout policies of all channels.

@@ -43,7 +43,7 @@ pub enum RolloutCommand {
         #[arg(long)]
         yes: bool,
     },
-    /// Let no further node go, until resumed. Nodes under way are held when they ask again.
+    /// Let no further node go, until resumed. Nodes that have taken the release up already go on with it.
     Pause(ActOptions),
     /// Go on after a pause or a halt. Nodes that failed before count no more.
     Resume(ActOptions),
@@ -148,7 +148,10 @@ async fn show(client: &Client, channel: Option<&Channel>, json: bool) -> Result<
 
 async fn act(client: &Client, options: ActOptions, verb: &str, json: bool) -> Result<Exit, OperatorError> {
     let ActOptions { channel, group, why } = options;
-    let body = RolloutAct { schema: SCHEMA, group, why };
+    // What is done is done to the rollout and the stage that are seen now, and to no later ones.
+    let RolloutInfo { rollout, .. } = client.get(&format!("api/v1/rollouts/{channel}")).await?;
+    let (number, stage) = (Some(rollout.number), Some(rollout.stage));
+    let body = RolloutAct { schema: SCHEMA, group, why, number, stage };
     let path = format!("api/v1/rollouts/{channel}/{verb}");
     let info: RolloutInfo = match client.change(Method::POST, &path, &body).await {
         // It is as the operator wants it.

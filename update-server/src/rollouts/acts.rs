@@ -9,9 +9,9 @@ use crate::store::audit::{self, Change};
 use crate::store::{Connection, StoreError, nodes, rollouts as stored};
 use jiff::Timestamp;
 use protocol::digest::Sha256;
-use protocol::id::{Channel, Group, NodeId};
+use protocol::id::{Channel, NodeId};
 use protocol::rollout::{Counts, Rollout, RolloutFile, Share, Stop, advance, next_stage, place};
-use protocol::wire::{Decision, NodeExplain, RolloutCounts, RolloutInfo, SCHEMA, UpdateAnswer};
+use protocol::wire::{Decision, NodeExplain, RolloutAct, RolloutCounts, RolloutInfo, SCHEMA, UpdateAnswer};
 
 /// The longest account of a change in the audit log, in bytes; the policies themselves are in the database.
 const CHANGE_MAX: usize = 2000;
@@ -49,16 +49,29 @@ pub async fn act(
     app: &App,
     channel: &Channel,
     act: Act,
-    group: Option<&Group>,
+    wish: &RolloutAct,
     who: &str,
-    why: &str,
 ) -> Result<RolloutInfo, ActFailure> {
-    let now = app.now();
+    let (now, group, why) = (app.now(), wish.group.as_ref(), wish.why.as_str());
     let mut change = app.store().write().await?;
     let Some(mut rollout) = stored::find(&mut change, channel).await? else {
         return Err(ActFailure::NoRollout(channel.clone()));
     };
     let stop = || Stop { at: now, by: who.to_owned(), why: why.to_owned() };
+    // Somebody else, or the server, was faster: what was meant is not what would be done.
+    let stale = |what: &str| {
+        Err(ActFailure::Nothing(format!("the rollout of {channel} has gone on: {what}; look at it again")))
+    };
+    if let Some(number) = wish.number.filter(|number| *number != rollout.number) {
+        return stale(&format!("number {} runs, and {number} was meant", rollout.number));
+    }
+    if let Some(stage) = wish.stage.filter(|stage| act == Act::Approve && *stage != rollout.stage) {
+        return stale(&format!(
+            "stage {} is open, and {} was meant",
+            rollout.stage + 1,
+            u64::from(stage) + 1
+        ));
+    }
     let nothing = |what: &str| Err(ActFailure::Nothing(format!("the rollout of {channel} {what}")));
     let (action, done) = match (act, group) {
         (Act::Pause, None) if rollout.paused.is_some() => return nothing("is paused already"),
@@ -240,7 +253,7 @@ pub async fn explain(app: &App, node: &NodeId) -> Result<Option<NodeExplain>, St
         if let Told::Held(reasons) = &told {
             because.clone_from(reasons);
         }
-        answer = answer_of(answer, told, now);
+        answer = answer_of(answer, told, node, now);
     }
     let UpdateAnswer { decision, reason, version, .. } = answer;
     Ok(Some(NodeExplain { schema: SCHEMA, node: info, decision, version, reason, because, grant, place }))
@@ -249,9 +262,12 @@ pub async fn explain(app: &App, node: &NodeId) -> Result<Option<NodeExplain>, St
 /// When a node asks again that was told while its channel changed, in seconds.
 const CHANGING_RETRY_S: u64 = 10;
 
+/// Nodes that wait for the same moment ask again spread over so long after it, in seconds.
+const SPREAD_S: u64 = 30 * 60;
+
 /// What a node that has a way to a release is told in the end.
 #[must_use]
-pub fn answer_of(way: UpdateAnswer, told: Told, now: Timestamp) -> UpdateAnswer {
+pub fn answer_of(way: UpdateAnswer, told: Told, node: &NodeId, now: Timestamp) -> UpdateAnswer {
     match told {
         Told::Go => way,
         Told::Changing => UpdateAnswer {
@@ -266,7 +282,12 @@ pub fn answer_of(way: UpdateAnswer, told: Told, now: Timestamp) -> UpdateAnswer 
             let until: Option<Vec<Timestamp>> =
                 reasons.iter().map(protocol::rollout::Reason::until).collect();
             let last = until.and_then(|until| until.into_iter().max());
-            let wait = last.map(|last| last.duration_since(now).as_secs().max(0).unsigned_abs() + 1);
+            // By their places, so that no window opens with all of them at the door.
+            let spread = way.version.as_ref().map_or(0, |version| {
+                let scaled = (u128::from(place(version, node)) * u128::from(SPREAD_S)) >> 64;
+                u64::try_from(scaled).unwrap_or(0)
+            });
+            let wait = last.map(|last| last.duration_since(now).as_secs().max(0).unsigned_abs() + 1 + spread);
             UpdateAnswer {
                 decision: Decision::Hold,
                 reason: format!("{} waits: {}", version_of(&way), lines.join("; ")),
@@ -299,15 +320,20 @@ mod tests {
     #[test]
     fn a_held_node_is_told_why_and_when_to_ask_where_that_is_known() {
         let now: Timestamp = "2026-11-30T00:00:00Z".parse().unwrap();
+        let node: NodeId = "00000000000000000000000000000001".parse().unwrap();
         let opens = Some("2026-11-30T03:00:00Z".parse().unwrap());
         let window = Reason::Window { group: None, opens };
-        let held = answer_of(way(), Told::Held(vec![window.clone()]), now);
+        let held = answer_of(way(), Told::Held(vec![window.clone()]), &node, now);
         assert_eq!(held.decision, Decision::Hold);
         assert_eq!(held.reason, "1.1.0 waits: outside the windows; the next opens at 2026-11-30T03:00:00Z");
-        assert_eq!(held.retry_after_s, Some(3 * 3600 + 1));
+        let wait = held.retry_after_s.unwrap();
+        assert!((3 * 3600 + 1..3 * 3600 + 1 + SPREAD_S).contains(&wait), "{wait}");
+        let other = "00000000000000000000000000000002".parse().unwrap();
+        let held = answer_of(way(), Told::Held(vec![window.clone()]), &other, now);
+        assert_ne!(held.retry_after_s, Some(wait), "not all at once");
         let full = Reason::InFlight { group: None, now: 2, max: 2 };
-        let held = answer_of(way(), Told::Held(vec![window, full]), now);
+        let held = answer_of(way(), Told::Held(vec![window, full]), &node, now);
         assert_eq!(held.retry_after_s, None, "it is not known when a place is free");
-        assert_eq!(answer_of(way(), Told::Go, now), way());
+        assert_eq!(answer_of(way(), Told::Go, &node, now), way());
     }
 }

@@ -16,6 +16,9 @@ const POLL_LEAST_S: u32 = 60;
 /// The longest time that is simulated, in seconds.
 const SPAN_MOST_S: u64 = 366 * 24 * 60 * 60;
 
+/// How often nodes ask in one simulation, all together: some ten seconds of work.
+const ASKS_MOST: u64 = 1_000_000_000;
+
 /// Why there is no simulation.
 #[derive(Debug, thiserror::Error)]
 pub enum SimulationFailure {
@@ -69,6 +72,15 @@ pub async fn simulate(
         }
     }
     let nodes = u32::try_from(going.len()).unwrap_or(u32::MAX);
+    let polls = request.span_s / u64::from(assumed.poll_interval_s) + 1;
+    if polls.saturating_mul(nodes.into()) > ASKS_MOST {
+        let message = format!(
+            "{nodes} nodes that ask {polls} times are too many: ask for fewer days, or a longer poll interval"
+        );
+        return Err(SimulationFailure::Invalid(message));
+    }
+    // One at a time: it takes a core.
+    let _turn = app.simulation_turn().await;
     let rollout = Rollout::begin(channel.clone(), version.clone(), policy, None, now);
     // It may take seconds over a large fleet.
     let simulated = tokio::task::spawn_blocking(move || run(rollout, going, &assumed))

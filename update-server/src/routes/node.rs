@@ -45,7 +45,7 @@ pub(super) async fn update_check(
         (answer.decision, answer.version.clone(), view.published.channels.get(&check.channel))
     {
         let told = rollouts::ask(&app, &check.channel, target, &Candidate::new(&check, &version)).await?;
-        answer = acts::answer_of(answer, told, app.now());
+        answer = acts::answer_of(answer, told, &check.node, app.now());
     }
     app.metrics().decided(answer.decision);
     if app.checkins().add(check, app.now()) {

@@ -72,9 +72,9 @@ async fn act(
 ) -> Result<Json<RolloutInfo>, ApiError> {
     actor.require(Role::Operator)?;
     let channel: Channel = segment.parse()?;
-    let RolloutAct { group, why, .. } = read_json(body, BODY_MAX).await?;
-    reason(&why)?;
-    Ok(Json(acts::act(app, &channel, what, group.as_ref(), &actor.name, &why).await?))
+    let wish: RolloutAct = read_json(body, BODY_MAX).await?;
+    reason(&wish.why)?;
+    Ok(Json(acts::act(app, &channel, what, &wish, &actor.name).await?))
 }
 
 /// `POST /api/v1/rollouts/<channel>/pause`.

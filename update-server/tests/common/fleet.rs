@@ -106,7 +106,8 @@ pub async fn set_policy(client: &Client, text: &str) {
 /// Pauses, resumes or approves.
 pub async fn act(client: &Client, verb: &str, group: Option<&str>) -> reqwest::Response {
     let group = group.map(|group| group.parse().unwrap());
-    let body = wire::RolloutAct { schema: wire::SCHEMA, group, why: "a test".to_owned() };
+    let body =
+        wire::RolloutAct { schema: wire::SCHEMA, group, why: "a test".to_owned(), number: None, stage: None };
     client.send(Method::POST, &format!("/api/v1/rollouts/stable/{verb}"), &body).await
 }
 

@@ -159,7 +159,7 @@ fn errors_say_where_what_is_allowed_and_what_was_found() {
         ),
         ("[channel.stable]\nfreezes = [{ from = \"20.12.\", to = \"2026-12-19\" }]", "expected a date as in"),
         ("[channel.stable]\ntime_zone = \"Mars\"", "found \"Mars\""),
-        ("[channel.stable]\nlost_after = \"10m\"", "expected at least silent_after (1800s), found 600s"),
+        ("[channel.stable]\nlost_after = \"10m\"", "expected at least silent_after (5400s), found 600s"),
         ("[channel.stable.halt]\nfailure_rate = \"0%\"", "expected more than \"0%\""),
         ("[channel.stable.halt]\nfailures = 0", "expected at least 1, found 0"),
         ("[channel.stable.canary]\nhold = \"1h\"", "expected the key group, found none"),
