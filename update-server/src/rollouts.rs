@@ -35,6 +35,8 @@ pub enum Told {
     Go,
     /// Not now.
     Held(Vec<Reason>),
+    /// It has that version in quarantine and will not take it: it is offered so that the node itself says so, and takes up no place.
+    Declines,
     /// The channel is being pointed at another release at this moment.
     Changing,
 }
@@ -131,6 +133,9 @@ pub async fn ask(
     target: &Version,
     node: &Candidate<'_>,
 ) -> Result<Told, StoreError> {
+    if node.quarantined == Some(true) {
+        return Ok(Told::Declines);
+    }
     {
         // Most are held, or were let go before. They do not wait for those that write.
         let mut conn = app.store().read().await?;

@@ -269,7 +269,7 @@ const SPREAD_S: u64 = 30 * 60;
 #[must_use]
 pub fn answer_of(way: UpdateAnswer, told: Told, node: &NodeId, now: Timestamp) -> UpdateAnswer {
     match told {
-        Told::Go => way,
+        Told::Go | Told::Declines => way,
         Told::Changing => UpdateAnswer {
             decision: Decision::Hold,
             reason: "the channel is pointed at another release at this moment; ask again".to_owned(),
