@@ -148,7 +148,11 @@ fn a_downgrade() {
     node.engine(&[]).unwrap().ok().unwrap();
     assert_eq!(node.boot().unwrap(), Slot::B);
     node.engine(&[]).unwrap().ok().unwrap();
-    small.world.set_channel("alpha", "0.9.0").unwrap();
+    // The operator is told that the node would not follow, and insists.
+    let set = ["channel", "set", "alpha", "0.9.0"];
+    let said = small.world.updatectl(&set).unwrap().expect_code(1).unwrap();
+    assert!(said.stderr.contains("1 nodes of alpha would have no way to 0.9.0"), "{said}");
+    small.world.updatectl(&[&set[..], &["--leave-behind"]].concat()).unwrap().ok().unwrap();
     // Whether the server does not offer it or the engine refuses it: the node stays where it is.
     let said = node.engine(&[]).unwrap();
     assert!(said.code == Some(3) || said.code == Some(5), "{said}");
