@@ -6,7 +6,9 @@ use crate::store::{Connection, StoreError, credentials, locks, nodes};
 use jiff::Timestamp;
 use protocol::digest::Sha256;
 use protocol::id::Group;
-use protocol::lock::{ClientId, Command, Context, Document, Limit, Policy, PolicyFile, Problem, apply};
+use protocol::lock::{
+    ClientId, Command, Context, Document, Limit, Policy, PolicyFile, PolicyFileErrors, Problem, apply,
+};
 
 /// Why policies were not set. Nothing has changed then.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +35,15 @@ pub enum PolicyFailure {
     /// The database.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl From<PolicyFileErrors> for PolicyFailure {
+    /// The first thing that is wrong, and how many more there are, in one line.
+    fn from(errors: PolicyFileErrors) -> Self {
+        let line = errors.0.first().map_or_else(String::new, ToString::to_string);
+        let more = errors.0.len().saturating_sub(1);
+        Self::Invalid(if more == 0 { line } else { format!("{line} (and {more} more errors)") })
+    }
 }
 
 /// What a state of the policy is named by.
@@ -62,11 +73,7 @@ pub async fn set(
     who: &str,
     why: &str,
 ) -> Result<PolicyFile, PolicyFailure> {
-    let wanted = PolicyFile::parse("the policy file", text).map_err(|errors| {
-        let line = errors.0.first().map_or_else(String::new, ToString::to_string);
-        let more = errors.0.len().saturating_sub(1);
-        PolicyFailure::Invalid(if more == 0 { line } else { format!("{line} (and {more} more errors)") })
-    })?;
+    let wanted = PolicyFile::parse("the policy file", text).map_err(PolicyFailure::from)?;
     check(&wanted)?;
     let _turn = app.lock_turn().await;
     let now = app.now();
@@ -92,7 +99,7 @@ pub async fn set(
         }
         // Time may have passed in the document without a change of the policy.
         if before.as_ref() != Some(policy) {
-            let detail = changed(&one(group, before.as_ref()), &one(group, Some(policy)), why);
+            let detail = changed(&one(group, before.as_ref()).difference(&one(group, Some(policy))), why);
             let entry =
                 Change { actor: who, action: "lock.policy", subject: group.as_str(), detail: &detail };
             audit::record(&mut change, now, entry).await?;
@@ -107,10 +114,9 @@ pub async fn set(
 /// The longest account of a change in the audit log, in bytes; the policies themselves are in the database.
 const CHANGE_MAX: usize = 2000;
 
-/// What changed, in one line, and why.
-fn changed(before: &PolicyFile, after: &PolicyFile, why: &str) -> String {
-    let lines: Vec<String> = before.difference(after).iter().map(|line| line.trim().to_owned()).collect();
-    let mut line = lines.join("; ");
+/// What changed in a policy file, as its `difference` says it, in one line, and why.
+pub(crate) fn changed(difference: &[String], why: &str) -> String {
+    let mut line = difference.iter().map(|line| line.trim()).collect::<Vec<_>>().join("; ");
     if line.len() > CHANGE_MAX {
         line.truncate(line.floor_char_boundary(CHANGE_MAX));
         line.push_str(" ...");
@@ -139,7 +145,7 @@ async fn set_caps(
         return Err(PolicyFailure::Changed);
     }
     let only = |caps| PolicyFile { caps, ..PolicyFile::default() };
-    let detail = changed(&only(caps), &only(wanted.caps.clone()), why);
+    let detail = changed(&only(caps).difference(&only(wanted.caps.clone())), why);
     let entry = Change { actor: who, action: "lock.caps", subject: "caps", detail: &detail };
     Ok(audit::record(conn, now, entry).await?)
 }
