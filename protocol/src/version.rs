@@ -47,6 +47,12 @@ impl Version {
         self.rank(other) == Ordering::Less
     }
 
+    /// Whether neither is older: they may be spelled differently, as `1.1` and `1.1.0` are.
+    #[must_use]
+    pub fn ranks_like(&self, other: &Self) -> bool {
+        self.rank(other) == Ordering::Equal
+    }
+
     fn rank(&self, other: &Self) -> Ordering {
         self.numbers.cmp(&other.numbers).then_with(|| match (self.pre.is_empty(), other.pre.is_empty()) {
             // A pre-release comes before its release (clause 11.3).

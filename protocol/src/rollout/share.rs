@@ -60,7 +60,12 @@ impl Share {
 /// line feed.
 #[must_use]
 pub fn place(version: &Version, node: &NodeId) -> u64 {
-    let digest = Sha256::of(format!("flipside rollout\n{version}\n{node}\n").as_bytes());
+    hashed(&format!("flipside rollout\n{version}\n{node}\n"))
+}
+
+/// The first eight bytes of a text's SHA-256, as a number: even over the whole range.
+pub(super) fn hashed(text: &str) -> u64 {
+    let digest = Sha256::of(text.as_bytes());
     let mut first = [0; 8];
     first.copy_from_slice(&digest.as_bytes()[..8]);
     u64::from_be_bytes(first)

@@ -3,9 +3,8 @@
 use super::document::{Counts, Ended, Rollout, Stage, Used};
 use super::policy::Limits;
 use super::reason::Reason;
-use super::share::{Share, place};
+use super::share::{Share, hashed, place};
 use super::{Asked, advance, decide, wants_waiting};
-use crate::digest::Sha256;
 use crate::id::{Group, NodeId};
 use jiff::{SignedDuration, Timestamp};
 use std::cmp::Reverse;
@@ -155,10 +154,7 @@ pub fn simulate(rollout: Rollout, nodes: Vec<(NodeId, Group)>, assumed: &Assumed
 
 /// A number that a seed and a node choose, for one purpose.
 fn chosen(seed: u64, purpose: &str, node: &NodeId) -> u64 {
-    let digest = Sha256::of(format!("{purpose}\n{seed}\n{node}\n").as_bytes());
-    let mut first = [0; 8];
-    first.copy_from_slice(&digest.as_bytes()[..8]);
-    u64::from_be_bytes(first)
+    hashed(&format!("{purpose}\n{seed}\n{node}\n"))
 }
 
 impl<'a> World<'a> {

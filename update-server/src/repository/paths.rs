@@ -30,7 +30,7 @@ pub(super) async fn left_behind(
     let mut left = Vec::new();
     for (arch, version, nodes) in nodes::versions(conn, channel, since).await? {
         let answer = decision::decide(next, channel, &arch, &version);
-        let runs_it = !version.is_older_than(target) && !target.is_older_than(&version);
+        let runs_it = version.ranks_like(target);
         if answer.decision == Decision::None && !runs_it {
             left.push((nodes, format!("{nodes} on {version} for {arch} ({})", answer.reason)));
         }

@@ -2,7 +2,7 @@
 
 use super::{Candidate, Told};
 use crate::decision;
-use crate::policies::PolicyFailure;
+use crate::policies::{PolicyFailure, changed};
 use crate::repository::paths::LIVE;
 use crate::server::App;
 use crate::store::audit::{self, Change};
@@ -12,9 +12,6 @@ use protocol::digest::Sha256;
 use protocol::id::{Channel, NodeId};
 use protocol::rollout::{Counts, Rollout, RolloutFile, Share, Stop, advance, next_stage, place};
 use protocol::wire::{Decision, NodeExplain, RolloutAct, RolloutCounts, RolloutInfo, SCHEMA, UpdateAnswer};
-
-/// The longest account of a change in the audit log, in bytes; the policies themselves are in the database.
-const CHANGE_MAX: usize = 2000;
 
 /// What an operator does to a rollout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,7 +141,7 @@ pub async fn info(app: &App, conn: &mut Connection, rollout: Rollout) -> Result<
     let mut counts = RolloutCounts::default();
     for (_, version, nodes) in nodes::versions(conn, &rollout.channel, since).await? {
         counts.nodes = counts.nodes.saturating_add(nodes);
-        if !version.is_older_than(&rollout.version) && !rollout.version.is_older_than(&version) {
+        if version.ranks_like(&rollout.version) {
             counts.at_version = counts.at_version.saturating_add(nodes);
         }
     }
@@ -187,11 +184,7 @@ pub async fn set_policies(
     who: &str,
     why: &str,
 ) -> Result<RolloutFile, PolicyFailure> {
-    let wanted = RolloutFile::parse("the policy file", text).map_err(|errors| {
-        let line = errors.0.first().map_or_else(String::new, ToString::to_string);
-        let more = errors.0.len().saturating_sub(1);
-        PolicyFailure::Invalid(if more == 0 { line } else { format!("{line} (and {more} more errors)") })
-    })?;
+    let wanted = RolloutFile::parse("the policy file", text).map_err(PolicyFailure::from)?;
     let now = app.now();
     let mut change = app.store().write().await?;
     let before = current(&mut change).await?;
@@ -214,13 +207,7 @@ pub async fn set_policies(
         let one = |policy: Option<&protocol::rollout::RolloutPolicy>| RolloutFile {
             channels: policy.map(|policy| (channel.clone(), policy.clone())).into_iter().collect(),
         };
-        let lines = one(old).difference(&one(Some(policy)));
-        let mut detail = lines.iter().map(|line| line.trim()).collect::<Vec<_>>().join("; ");
-        if detail.len() > CHANGE_MAX {
-            detail.truncate(detail.floor_char_boundary(CHANGE_MAX));
-            detail.push_str(" ...");
-        }
-        let detail = format!("{detail}: {why}");
+        let detail = changed(&one(old).difference(&one(Some(policy))), why);
         let entry =
             Change { actor: who, action: "rollout.policy", subject: channel.as_str(), detail: &detail };
         audit::record(&mut change, now, entry).await?;

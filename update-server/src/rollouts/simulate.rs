@@ -64,7 +64,7 @@ pub async fn simulate(
     drop(conn);
     let (mut going, mut left_behind) = (Vec::new(), 0);
     for member in members {
-        let runs_it = !member.version.is_older_than(&version) && !version.is_older_than(&member.version);
+        let runs_it = member.version.ranks_like(&version);
         match decision::decide(&next, channel, &member.arch, &member.version).decision {
             Decision::Update => going.push((member.node, member.group)),
             _ if runs_it => {}
