@@ -48,6 +48,10 @@ pub struct Record {
     /// The post-confirm hooks that are still to be run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub post_confirm: Option<PostConfirm>,
+    /// Why the server holds this node, as it last said, where something waited for its boot: a rollout that was halted or
+    /// paused. Kept, or an engine that starts again would reboot into it before it hears anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<String>,
 }
 
 impl Default for Record {
@@ -67,6 +71,7 @@ impl Default for Record {
             permit: None,
             preparation: None,
             post_confirm: None,
+            held: None,
         }
     }
 }

@@ -101,6 +101,8 @@ pub enum Waiting {
     Hook(String),
     /// An alert fires.
     Alert(String),
+    /// The server holds what waits here: its rollout is halted or paused.
+    Rollout(String),
 }
 
 impl fmt::Display for Waiting {
@@ -111,6 +113,7 @@ impl fmt::Display for Waiting {
             Self::Inhibitor(reason) => write!(f, "inhibitor: {reason}"),
             Self::Hook(reason) => write!(f, "hook: {reason}"),
             Self::Alert(reason) => write!(f, "alert: {reason}"),
+            Self::Rollout(reason) => write!(f, "rollout: {reason}"),
         }
     }
 }

@@ -87,6 +87,27 @@ fn one_that_is_taken_while_the_node_is_made_ready_never_leads_to_a_flip() {
 }
 
 #[test]
+fn under_the_lock_a_halted_rollout_gives_the_permit_back_and_activates_nothing() {
+    let mut world = daemon(Strategy::Lock, &[Good]);
+    world.act(&Action::Lock(false)).unwrap();
+    until(&mut world, asks(&Ask::Request));
+    world.finish(End::Well).unwrap();
+    world.act(&Action::ServerHolds(true)).unwrap();
+    world.act(&Action::Operator(Command::Check)).unwrap();
+    until(&mut world, |operation| matches!(operation, Operation::Check { .. }));
+    world.act(&Action::Lock(true)).unwrap();
+    world.finish(End::Well).unwrap();
+    rest(&mut world);
+    assert_eq!(waits_for(&world), "rollout: not this node's turn");
+    assert_eq!((world.record().permit, world.is_holder()), (None, false));
+    assert_eq!(world.lock.document.queue.len(), 0, "others go first meanwhile");
+    assert!(!world.table.b.bootable());
+    world.act(&Action::ServerHolds(false)).unwrap();
+    world.act(&Action::Operator(Command::Check)).unwrap();
+    assert!(way_to_reboot(&mut world).join(" ").ends_with("Request PrepareReboot Verify Activate Reboot"));
+}
+
+#[test]
 fn what_stands_against_the_reboot_at_the_last_moment_keeps_the_permit_and_undoes_the_flip() {
     let mut world = verified(&[Good]);
     world.finish(End::Fails(FailureKind::Node)).unwrap();

@@ -4,13 +4,14 @@
 
 mod world;
 
-use machine::{Clear, Command, Effect, FailureKind, Flip, Mode, Operation, Strategy, Waiting};
+use machine::{Clear, Command, Effect, FailureKind, Flip, Mode, Operation, Policy, Strategy, Waiting};
 use protocol::slot::Slot;
 use protocol::status::{Exit, StateName};
+use protocol::window::Window;
 use protocol::wire::EventKind;
 use world::server::Quality;
 use world::story::{daemon, events, offered, reply, rest, state, until};
-use world::{Action, End, World, check};
+use world::{Action, End, Mutation, World, check};
 
 use Quality::{Corrupt, Good, Hangs, Sick, Unloadable};
 
@@ -246,6 +247,68 @@ fn a_withdrawn_release_is_not_booted_and_an_unreachable_server_withdraws_nothing
     world.boot().unwrap();
     assert_eq!(world.booted, Slot::A);
     assert!(world.record().quarantine.is_empty(), "withdrawn is not failed");
+}
+
+/// A node with an update that waits for a window, from two in the morning on; it is a little past midnight.
+fn waits_for_window() -> World {
+    let world = daemon(Strategy::Window, &[Good]);
+    let windows =
+        vec![Window { days: Vec::new(), start: jiff::civil::time(2, 0, 0, 0), length_s: 22 * 3_600 }];
+    let policy = Policy { windows, ..world.policy.clone() };
+    let mut world = world.with_policy(policy);
+    rest_after_activation(&mut world);
+    world
+}
+
+/// A poll at which the server holds the node, or does not.
+fn poll(world: &mut World, holds: bool) {
+    world.act(&Action::ServerHolds(holds)).unwrap();
+    until(world, |operation| matches!(operation, Operation::Check { .. }));
+    world.finish(End::Well).unwrap();
+}
+
+#[test]
+fn what_a_halted_rollout_holds_is_not_booted_until_it_goes_on_and_a_restart_forgets_nothing() {
+    let mut world = waits_for_window();
+    poll(&mut world, true);
+    world.pass(3 * 3_600).unwrap();
+    let held = "not this node's turn";
+    assert_eq!(world.state().unwrap().waiting(), Some(&Waiting::Rollout(held.to_owned())));
+    assert!(world.record().intent.is_some(), "a pause ends: it is not undone");
+    world.server.online = false;
+    world.start().unwrap();
+    for _ in 0..3 {
+        until(&mut world, |operation| matches!(operation, Operation::Check { .. }));
+        world.finish(End::Well).unwrap();
+        assert_eq!(world.state().unwrap().waiting(), Some(&Waiting::Rollout(held.to_owned())));
+    }
+    world.server.online = true;
+    poll(&mut world, false);
+    until(&mut world, |operation| matches!(operation, Operation::Reboot));
+    assert_eq!(world.record().held, None);
+    world.finish(End::Well).unwrap();
+    assert_eq!(world.booted, Slot::B);
+}
+
+/// A test of the test: the invariants notice a reboot into what was held, where the hold is not kept.
+#[test]
+fn a_hold_that_is_lost_is_noticed() {
+    let mut world = waits_for_window();
+    world.mutation = Some(Mutation::HeldLost);
+    poll(&mut world, true);
+    world.start().unwrap();
+    let found = world
+        .pass(3 * 3_600)
+        .and_then(|()| (0..5).try_for_each(|_| world.finish(End::Well).and_then(|()| world.pass(1))));
+    assert_eq!(found, Err(world::Violation("an update goes on that the server holds".to_owned())));
+}
+
+#[test]
+fn a_person_reboots_into_what_the_server_holds_all_the_same() {
+    let mut world = waits_for_window();
+    poll(&mut world, true);
+    assert!(reply(&mut world, Command::Reboot).contains("outcome: Done"));
+    until(&mut world, |operation| matches!(operation, Operation::Reboot));
 }
 
 #[test]

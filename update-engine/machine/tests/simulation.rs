@@ -85,6 +85,7 @@ fn actions() -> impl Strategy<Value = Action> {
         1 => prop::bool::weighted(0.6).prop_map(Action::LockAnswers),
         1 => Just(Action::PermitTaken),
         4 => prop::option::weighted(0.6, holds()).prop_map(Action::Holds),
+        4 => prop::bool::weighted(0.5).prop_map(Action::ServerHolds),
     ]
 }
 
@@ -191,7 +192,7 @@ fn whatever_happens_the_invariants_hold_and_a_good_release_arrives() {
 #[test]
 fn the_lives_reach_everything() {
     let mut reached = std::collections::BTreeSet::new();
-    let config = Config { cases: 1_500, failure_persistence: None, ..Config::default() };
+    let config = Config { cases: 4_000, failure_persistence: None, ..Config::default() };
     let all = std::cell::RefCell::new(&mut reached);
     let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
     TestRunner::new_with_rng(config, rng)

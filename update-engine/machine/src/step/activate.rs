@@ -16,7 +16,11 @@ use protocol::wire::EventKind;
 impl Turn {
     /// A staged release: activated at once, or under the permit.
     pub(super) fn decide_activation(&mut self, release: &Release, target: Slot) -> Option<Operation> {
-        match self.leave(&release.version) {
+        let leave = match self.held_by_rollout(&release.version) {
+            Some(held) => held,
+            None => self.leave(&release.version),
+        };
+        match leave {
             Leave::Wait => None,
             Leave::Ask(operation) => Some(operation),
             Leave::Granted => {
@@ -127,7 +131,11 @@ impl Turn {
             return None;
         }
         let version = intent.content.version.clone();
+        let is_update = intent.purpose == Purpose::Update;
         if !wanted {
+            if is_update && let Some(held) = self.held_by_rollout(&version) {
+                return self.reboot_if(held);
+            }
             if let Some(at) = self.state.run.reboot_at
                 && self.wait_until(at)
             {

@@ -86,9 +86,16 @@ impl Turn {
     }
 
     fn take_answer(&mut self, answer: Answer) {
+        // What could not be trusted releases nothing that is held.
+        if !matches!(answer, Answer::Refused(_)) {
+            self.state.record.held = None;
+        }
         match answer {
             Answer::Nothing(reason) => self.nothing_new(reason),
             Answer::Hold(reason) => {
+                if self.state.pending().is_some() {
+                    self.state.record.held = Some(self.cut(&reason));
+                }
                 self.note_check("deferred");
                 self.note(reason);
                 self.verdict(Exit::Deferred);

@@ -30,13 +30,7 @@ impl Turn {
         }
         if !self.state.policy.windows.is_empty() && self.wait_for_window(version).is_none() {
             // Held outside of this node's windows it would only keep others from theirs.
-            self.verdict(Exit::Deferred);
-            self.give_up_permit();
-            self.undo_without_permit();
-            return match self.decide_undo() {
-                Some(undo) => Leave::Ask(undo),
-                None => self.end_or_wait(),
-            };
+            return self.wait_without_permit();
         }
         if let Some(ask) = self.obtain(version) {
             return ask;
@@ -53,6 +47,32 @@ impl Turn {
         }
         self.state.run.permit_checked_at = None;
         self.question(Ask::Verify).map_or(Leave::Wait, Leave::Ask)
+    }
+
+    /// What the server has this node wait with: the automatic way into an update, not what a person asks for. What waits
+    /// already in the other slot is not undone, as a pause ends; but under the lock it needs a permit, which is for others
+    /// meanwhile.
+    pub(super) fn held_by_rollout(&mut self, version: &Version) -> Option<Leave> {
+        let reason = self.state.record.held.clone()?;
+        // When the rollout goes on, the node may have been put to work again.
+        self.put_off_preparation(version);
+        self.state.run.waiting = Some(Waiting::Rollout(reason));
+        if self.state.policy.strategy == Strategy::Lock {
+            return Some(self.wait_without_permit());
+        }
+        self.verdict(Exit::Deferred);
+        Some(Leave::Wait)
+    }
+
+    /// The permit goes back, and what was activated under it is undone.
+    fn wait_without_permit(&mut self) -> Leave {
+        self.verdict(Exit::Deferred);
+        self.give_up_permit();
+        self.undo_without_permit();
+        match self.decide_undo() {
+            Some(undo) => Leave::Ask(undo),
+            None => self.end_or_wait(),
+        }
     }
 
     /// What is still to be done for a permit for this version; nothing if it is held.

@@ -1,5 +1,6 @@
 //! The invariants, held against every effect, every write and every boot of the miniature world.
 
+use super::rollout::not_held;
 use super::server::Quality;
 use super::{Bytes, Outcome, Violation, World};
 use machine::{Clear, Command, Effect, Flip, Operation, Purpose, Record, Strategy};
@@ -8,7 +9,7 @@ use protocol::status::Exit;
 use protocol::version::Version;
 use protocol::wire;
 
-fn deny(text: impl Into<String>) -> Outcome {
+pub(super) fn deny(text: impl Into<String>) -> Outcome {
     Err(Violation(text.into()))
 }
 
@@ -100,6 +101,7 @@ pub fn operation(world: &World, operation: &Operation) -> Outcome {
             deny("the post-confirm hooks are run again and again")
         }
         Operation::Activate { release, .. } if world.policy.strategy == Strategy::Lock => {
+            not_held(world)?;
             made_ready(world, &release.version)?;
             world.is_verified(&release.version)
         }
@@ -126,6 +128,9 @@ fn reboot(world: &World) -> Outcome {
         return deny("a reboot nobody asked for");
     }
     let intended = world.record().intent.map(|intent| intent.content.version);
+    if intended.is_some() {
+        not_held(world)?;
+    }
     if let Some(version) = intended.as_ref().filter(|_| !world.ledger.reboot_asked) {
         world.is_verified(version)?;
     }

@@ -41,6 +41,8 @@ pub struct Ledger {
     pub post_confirmed: BTreeSet<Version>,
     /// The evidence that was on record with an event.
     pub evidence: BTreeMap<u64, String>,
+    /// What the server said of an update that waits for its boot.
+    pub held: super::rollout::Held,
 }
 
 impl Ledger {

@@ -8,6 +8,7 @@ pub mod check;
 mod ledger;
 pub mod lock;
 mod operations;
+mod rollout;
 pub mod server;
 pub mod story;
 
@@ -83,6 +84,8 @@ pub enum Mutation {
     GiveUpLost,
     /// The lock is not told of confirmations.
     ConfirmLost,
+    /// That the server holds an update is lost on the way to the disk.
+    HeldLost,
 }
 
 /// How an operation ends.
@@ -144,12 +147,16 @@ pub enum Action {
     PermitTaken,
     /// From now on this holds every reboot, or nothing does.
     Holds(Option<HoldKind>),
+    /// The server halts the rollout, or lets it go on.
+    ServerHolds(bool),
 }
 
 /// The part that a restart of the engine forgets.
 struct Process {
     state: State,
     evidence: Option<(Slot, Sha256)>,
+    /// The running operation was given up.
+    aborted: bool,
     /// The evidence that the running activation has taken.
     taken: Option<(Slot, Sha256)>,
     invalidated: Option<Slot>,
@@ -273,10 +280,12 @@ impl World {
         self.log.push(format!("-- engine starts in slot {}, boot {}", self.booted, self.boots));
         self.exit = None;
         self.die_in = None;
+        self.ledger.held.restarted();
         let record: Record = self.record();
         self.process = Some(Process {
             state: State::new(self.policy.clone(), record),
             evidence: None,
+            aborted: false,
             taken: None,
             invalidated: None,
             report: None,
@@ -411,7 +420,8 @@ impl World {
                     self.save(*record, last.as_ref())?;
                 }
                 Effect::Discard => self.process_mut().evidence = None,
-                Effect::Abort | Effect::Reply(_) => {}
+                Effect::Abort => self.process_mut().aborted = true,
+                Effect::Reply(_) => {}
                 Effect::Report(events) => {
                     check::report(self, &events)?;
                     self.process_mut().report = Some(events);
@@ -425,6 +435,7 @@ impl World {
                         u32::from(matches!(operation, Operation::PostConfirm { .. }));
                     let activates = matches!(operation, Operation::Activate { .. });
                     let process = self.process_mut();
+                    process.aborted = false;
                     process.taken = if activates { process.evidence.take() } else { None };
                 }
                 Effect::Finish(exit) => {
@@ -443,6 +454,7 @@ impl World {
     }
 
     fn save(&mut self, mut record: Record, last: Option<&Effect>) -> Outcome {
+        self.ledger.held.saved(&record);
         let activates =
             matches!(last, Some(Effect::Run(Operation::Activate { .. } | Operation::Revert { .. })));
         let condemns = matches!(last, Some(Effect::Run(Operation::Condemn { .. })));
@@ -459,6 +471,7 @@ impl World {
                 record.preparation.iter_mut().for_each(|begun| begun.hooks_done = true);
             }
             Some(Mutation::PostConfirmLost) => record.post_confirm = None,
+            Some(Mutation::HeldLost) => record.held = None,
             Some(Mutation::AttemptLost) => record.permit = None,
             Some(Mutation::GiveUpLost) => {
                 record
@@ -574,6 +587,10 @@ impl World {
                 self.holds = *kind;
                 Ok(())
             }
+            Action::ServerHolds(holds) => {
+                self.server.hold = *holds;
+                Ok(())
+            }
             Action::PermitTaken => {
                 self.take_permit();
                 Ok(())
@@ -586,6 +603,7 @@ impl World {
         self.die_in = None;
         self.save_fails = false;
         self.server.online = true;
+        self.server.hold = false;
         self.set_lock(true);
         self.lock.reachable = true;
         // Inhibitors and sessions may stay: they are respected for a bounded time.

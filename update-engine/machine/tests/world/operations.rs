@@ -15,6 +15,11 @@ impl World {
         match end {
             End::Well => {
                 let event = self.carry_out(operation)?;
+                if let Some(Event::Checked(Ok(checked))) = &event
+                    && self.process.as_ref().is_some_and(|process| !process.aborted)
+                {
+                    self.hear(checked);
+                }
                 match event {
                     Some(event) => self.deliver(event),
                     // The machine went down, as it was asked to.
