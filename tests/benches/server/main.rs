@@ -139,6 +139,8 @@ impl Stage {
             environment.push(("UPDATE_SERVER_DATABASE_URL".to_owned(), cluster.url(&cluster.create()?)));
         }
         environment.push(("RUST_LOG".to_owned(), "warn".to_owned()));
+        // All nodes of the bench have one address.
+        environment.push(("UPDATE_SERVER_REQUESTS_PER_SECOND".to_owned(), "0".to_owned()));
         let world = World::with_environment(environment)?;
         let image = world.folder().join("root.img");
         Tree::generate(1, 1 << 20).write_image(&image, 2 << 20, ImageKind::Bytes)?;
