@@ -340,11 +340,7 @@ async fn waiting(
     let members =
         nodes::members(conn, &rollout.channel, since, Some((rollout.number, &rollout.version))).await?;
     let could_go = |member: &&nodes::Member| {
-        let first = match rollout.open() {
-            Stage::Canary(canary) => canary.group == member.group,
-            Stage::Wave(wave) => wave.share.covers(place(&rollout.version, &member.node)),
-        };
-        first && {
+        rollout.reaches(&member.group, place(&rollout.version, &member.node)) && {
             let answer = decision::decide(&view.published, &rollout.channel, &member.arch, &member.version);
             answer.decision == Decision::Update
         }

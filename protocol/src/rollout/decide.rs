@@ -97,24 +97,22 @@ fn unwilling(asked: &Asked<'_>) -> Option<Reason> {
 }
 
 fn too_early(rollout: &Rollout, asked: &Asked<'_>) -> Option<Reason> {
-    let canaries = rollout.policy.canary.as_ref();
-    if canaries.is_some_and(|canary| canary.group == *asked.group) {
+    let place = place(&rollout.version, asked.node);
+    if rollout.reaches(asked.group, place) {
         return None;
     }
-    match rollout.open() {
-        Stage::Canary(canary) => Some(Reason::Canary { group: canary.group.clone() }),
-        Stage::Wave(wave) if wave.share == Share::ALL => None,
+    Some(match rollout.open() {
+        Stage::Canary(canary) => Reason::Canary { group: canary.group.clone() },
         Stage::Wave(wave) => {
-            let place = place(&rollout.version, asked.node);
-            let first = u32::from(canaries.is_some());
-            (!wave.share.covers(place)).then(|| Reason::Wave {
+            let first = u32::from(rollout.policy.canary.is_some());
+            Reason::Wave {
                 wave: (rollout.stage + 1).saturating_sub(first),
                 of: rollout.stages() - first,
                 share: wave.share,
                 place: Share::at(place),
-            })
+            }
         }
-    }
+    })
 }
 
 fn closed(limits: &Limits, group: Option<&Group>, zone: &TimeZone, now: Timestamp) -> Option<Reason> {

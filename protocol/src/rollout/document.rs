@@ -176,6 +176,14 @@ impl Rollout {
         }
     }
 
+    /// Whether the stage that is open reaches a node of `group` at `place` (see [`super::place`]): the canary group in any stage,
+    /// the others by the wave's share.
+    #[must_use]
+    pub fn reaches(&self, group: &Group, place: u64) -> bool {
+        let is_canary = self.policy.canary.as_ref().is_some_and(|canary| canary.group == *group);
+        is_canary || self.share().covers(place)
+    }
+
     /// Whether two policies have the same stages, so that a stage's number means the same in both.
     #[must_use]
     pub fn has_stages_of(&self, other: &Self) -> bool {

@@ -1,6 +1,6 @@
 //! Step 4, channel: how a rollout would go over a fleet, in virtual time, by the very functions that let nodes go.
 
-use super::document::{Counts, Ended, Rollout, Stage, Used};
+use super::document::{Counts, Ended, Rollout, Used};
 use super::policy::Limits;
 use super::reason::Reason;
 use super::share::{Share, hashed, place};
@@ -241,17 +241,8 @@ impl<'a> World<'a> {
         self.rollout = next;
     }
 
-    fn is_canary(&self, node: &Node) -> bool {
-        self.rollout.policy.canary.as_ref().is_some_and(|canary| canary.group == self.groups[node.group])
-    }
-
-    /// Whether the stage that is open reaches a node: what [`decide`] says, without the rest.
     fn is_reached(&self, node: &Node) -> bool {
-        self.is_canary(node)
-            || match self.rollout.open() {
-                Stage::Canary(_) => false,
-                Stage::Wave(wave) => wave.share.covers(node.place),
-            }
+        self.rollout.reaches(&self.groups[node.group], node.place)
     }
 
     /// Nodes ask. What stands against one of a group stands against all of them in the same step, but for their place.

@@ -123,6 +123,21 @@ fn a_wave_in_which_nobody_confirmed_opens_the_next_one_only_if_nobody_is_in_it()
 }
 
 #[test]
+fn the_stage_that_is_open_reaches_the_canary_group_and_the_first_places() {
+    let reached = |rollout: &Rollout, group: &str| {
+        [0, u64::MAX / 2, u64::MAX].map(|place| rollout.reaches(&group.parse().unwrap(), place))
+    };
+    let waves = "waves = [{ share = \"40%\" }, { share = \"60%\" }, { share = \"100%\" }]\n";
+    let mut open = rollout(&format!("{waves}[channel.stable.canary]\ngroup = \"canary\"\n"));
+    for expected in [[false; 3], [true, false, false], [true, true, false], [true; 3]] {
+        assert_eq!(reached(&open, "web"), expected, "stage {}", open.stage);
+        assert_eq!(reached(&open, "canary"), [true; 3], "stage {}", open.stage);
+        open.stage += 1;
+    }
+    assert_eq!(reached(&rollout(""), "web"), [true; 3]);
+}
+
+#[test]
 fn canaries_go_alone_until_one_has_confirmed() {
     let begun = rollout(&format!("{WAVES}\n[channel.stable.canary]\ngroup = \"canary\"\nhold = \"30m\"\n"));
     let none = Counts::default();
