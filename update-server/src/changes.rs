@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use protocol::digest::Sha256;
 use protocol::id::NodeId;
 use protocol::lock::ClientId;
-use protocol::wire::Event;
+use protocol::wire::{Event, EventKind};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::oneshot;
@@ -37,8 +37,8 @@ pub enum Change {
 pub enum Done {
     /// Of an [`Change::Ask`].
     Told(Told),
-    /// Of [`Change::Events`]: they are on the disk.
-    Stored,
+    /// Of [`Change::Events`]: they are on the disk. Of what kinds those are that were not there before.
+    Stored(Vec<EventKind>),
     /// Of a [`Change::Bind`]: what the id is bound to now.
     Bound(Option<Sha256>),
 }
@@ -155,7 +155,7 @@ async fn one(conn: &mut Connection, change: &Change, now: Timestamp) -> Result<D
         Change::Events(node, events) => {
             let new = nodes::add_events(conn, node, events, now).await?;
             rollouts::heard(conn, node, &new, now).await?;
-            Done::Stored
+            Done::Stored(new.iter().map(|event| event.kind).collect())
         }
         Change::Bind(node, hash) => {
             if credentials::bind(conn, node, hash, now).await? {

@@ -140,11 +140,7 @@ impl Metrics {
             durations.clone(),
         );
         registry.register("flipside_update_checks", "Update checks that were answered", decisions.clone());
-        registry.register(
-            "flipside_events",
-            "Events that nodes reported, those that were sent twice included",
-            events.clone(),
-        );
+        registry.register("flipside_events", "Events that nodes reported", events.clone());
         registry.register(
             "flipside_nodes",
             "Nodes by what they said at their last check",

@@ -2,7 +2,7 @@
 //! what it says of itself carries its own credential, once it has one.
 
 use super::{Segment, read_json};
-use crate::changes::{self, Change};
+use crate::changes::{self, Change, Done};
 use crate::credentials::Need;
 use crate::decision;
 use crate::error::ApiError;
@@ -16,7 +16,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use protocol::id::NodeId;
 use protocol::lock::ClientId;
-use protocol::wire::{BODY_MAX, Decision, EVIDENCE_MAX, EventKind, Events, UpdateAnswer, UpdateCheck};
+use protocol::wire::{BODY_MAX, Decision, EVIDENCE_MAX, Events, UpdateAnswer, UpdateCheck};
 
 /// Metadata and target files with a version or digest in their name never change.
 pub(super) const IMMUTABLE: &str = "public, max-age=31536000, immutable";
@@ -90,9 +90,9 @@ pub(super) async fn events(
         )));
     }
     itself(&app, &node, &headers).await?;
-    let kinds: Vec<EventKind> = events.iter().map(|event| event.kind).collect();
-    changes::make(&app, Change::Events(node, events)).await?;
-    app.metrics().happened(&kinds);
+    if let Done::Stored(new) = changes::make(&app, Change::Events(node, events)).await? {
+        app.metrics().happened(&new);
+    }
     Ok(StatusCode::NO_CONTENT)
 }
 
