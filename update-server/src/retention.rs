@@ -5,7 +5,7 @@
 
 use crate::server::App;
 use crate::store::audit::{self, Change};
-use crate::store::{Connection, StoreError, credentials, locks, nodes, old, stats};
+use crate::store::{Connection, StoreError, credentials, locks, nodes, old, rollouts, stats};
 use jiff::{SignedDuration, Timestamp};
 use protocol::lock::{ClientId, Document};
 use std::time::Duration;
@@ -15,7 +15,9 @@ use tokio::time::MissedTickBehavior;
 /// How often is looked for what is old.
 const EVERY: Duration = Duration::from_secs(600);
 /// How many rows one change deletes at most.
-const ROWS: u32 = 500;
+pub const ROWS: u32 = 500;
+/// How many rollouts of a channel keep their grants beside the newest one.
+pub const ROLLOUTS_KEPT: u64 = 10;
 /// The newest events of a node stay, however old they are.
 pub const NEWEST_KEPT: u32 = 32;
 /// How long counts of versions are kept.
@@ -66,6 +68,7 @@ pub async fn tick(app: &App) -> Result<(), StoreError> {
     count_versions(app).await?;
     forget_versions(app).await?;
     forget_events(app, keep.events).await?;
+    forget_grants(app).await?;
     match keep.nodes {
         Some(silence) => forget_nodes(app, silence).await,
         None => Ok(()),
@@ -114,6 +117,20 @@ async fn forget_events(app: &App, keep: SignedDuration) -> Result<(), StoreError
     }
     if deleted > 0 {
         tracing::info!(deleted, %oldest, "old events are deleted");
+    }
+    Ok(())
+}
+
+/// Deletes the grants of rollouts long past. Of a large fleet's there are a million.
+async fn forget_grants(app: &App) -> Result<(), StoreError> {
+    let all = rollouts::list(&mut *app.store().read().await?).await?;
+    for rollout in all {
+        let first = rollout.number.saturating_sub(ROLLOUTS_KEPT);
+        while old::has_grants(&mut *app.store().read().await?, &rollout.channel, first).await? {
+            let mut change = app.store().write().await?;
+            old::delete_grants(&mut change, &rollout.channel, first, ROWS).await?;
+            change.commit().await?;
+        }
     }
     Ok(())
 }

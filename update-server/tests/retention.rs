@@ -9,6 +9,7 @@ use common::{Client, Server, error};
 use futures::future::join_all;
 use jiff::SignedDuration;
 use protocol::lock::ClientId;
+use protocol::rollout::Rollout;
 use protocol::wire::{
     AuditLog, EventCount, EventKind, EventStats, LockInfo, NodeCredential, NodeList, NodeShow, VersionStats,
 };
@@ -16,7 +17,7 @@ use reqwest::{Method, StatusCode};
 use update_server::data_dir::DataDir;
 use update_server::retention::{self, NEWEST_KEPT, Retention};
 use update_server::server::App;
-use update_server::store::{Store, credentials};
+use update_server::store::{Store, credentials, old, rollouts};
 
 const DAY: SignedDuration = SignedDuration::from_hours(24);
 
@@ -246,4 +247,41 @@ async fn two_servers_count_and_delete_together() {
     assert_eq!(counted(&admin, EventKind::Failed).await, 1200);
     let hours = rows(server.app.store(), "SELECT hour, channel, version, '', nodes FROM version_count").await;
     assert_eq!(hours.iter().map(|row| row.4).max(), Some(1));
+}
+
+#[tokio::test]
+async fn grants_of_rollouts_long_past_go_piece_by_piece() {
+    let (server, _) = server().await;
+    let store = server.app.store();
+    let mut change = store.write().await.unwrap();
+    let rollout = rollouts::find(&mut change, &"stable".parse().unwrap()).await.unwrap().unwrap();
+    let many = i64::from(retention::ROWS) * 2 + 7;
+    for (number, nodes) in [(1, many), (2, 1), (12, 1)] {
+        for node in 0..nodes {
+            sqlx::query(
+                "INSERT INTO rollout_grant (channel, number, node, version, grp, stage, granted_at, phase, phase_at)
+                 VALUES ('stable', $1, $2, '1.1.0', 'web', 0, 0, 'confirmed', 0)",
+            )
+            .bind(number)
+            .bind(id(u32::try_from(node).unwrap()).as_str())
+            .execute(&mut *change)
+            .await
+            .unwrap();
+        }
+    }
+    change.commit().await.unwrap();
+    let left = async || {
+        let text = "SELECT number, '', '', '', COUNT(*) FROM rollout_grant GROUP BY number ORDER BY number";
+        rows(store, text).await.into_iter().map(|(number, .., count)| (number, count)).collect::<Vec<_>>()
+    };
+    let mut change = store.write().await.unwrap();
+    rollouts::put(&mut change, &Rollout { number: 12, ..rollout.clone() }).await.unwrap();
+    change.commit().await.unwrap();
+    assert_eq!(left().await, [(1, many), (2, 1), (12, 1)], "not in a change that operators wait for");
+    let mut change = store.write().await.unwrap();
+    let gone = old::delete_grants(&mut change, &rollout.channel, 2, 100).await.unwrap();
+    assert_eq!(gone, 100, "one change deletes a few");
+    change.commit().await.unwrap();
+    retention::tick(&server.app).await.unwrap();
+    assert_eq!(left().await, [(2, 1), (12, 1)]);
 }

@@ -1,8 +1,9 @@
-//! Steps 4 and 12: what is old: events, counts of versions, nodes that are not heard of any more. It is found by reading, and
-//! deleted in pieces, so that no change of the database is long.
+//! Steps 4 and 12: what is old: events, counts of versions, grants of rollouts long past, nodes that are not heard of any more. It
+//! is found by reading, and deleted in pieces, so that no change of the database is long.
 
 use super::{Connection, StoreError, from_number, to_micros, to_number};
 use jiff::Timestamp;
+use protocol::id::Channel;
 
 /// A page of the events from before a time, by their ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,4 +167,39 @@ pub async fn has_hours(conn: &mut Connection, before: Timestamp) -> Result<bool,
     let first: Option<i64> =
         sqlx::query_scalar("SELECT MIN(hour) FROM version_count").fetch_one(conn).await?;
     Ok(first.is_some_and(|first| first < to_micros(before)))
+}
+
+/// Whether there are grants of a channel's rollouts before number `first`.
+///
+/// # Errors
+/// [`StoreError`] where the database fails.
+pub async fn has_grants(conn: &mut Connection, channel: &Channel, first: u64) -> Result<bool, StoreError> {
+    let oldest: Option<i64> =
+        sqlx::query_scalar("SELECT MIN(number) FROM rollout_grant WHERE channel = $1")
+            .bind(channel.as_str())
+            .fetch_one(conn)
+            .await?;
+    Ok(oldest.is_some_and(|oldest| oldest < to_number(first)))
+}
+
+/// Deletes up to `limit` of those: how many there were.
+///
+/// # Errors
+/// [`StoreError`] where the database fails.
+pub async fn delete_grants(
+    conn: &mut Connection,
+    channel: &Channel,
+    first: u64,
+    limit: u32,
+) -> Result<u64, StoreError> {
+    let done = sqlx::query(
+        "DELETE FROM rollout_grant WHERE channel = $1 AND (number, node, version) IN (
+           SELECT number, node, version FROM rollout_grant WHERE channel = $1 AND number < $2 LIMIT $3)",
+    )
+    .bind(channel.as_str())
+    .bind(to_number(first))
+    .bind(i64::from(limit))
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected())
 }

@@ -10,9 +10,6 @@ use protocol::status::StateName;
 use protocol::version::Version;
 use serde::de::DeserializeOwned;
 
-/// How many rollouts of a channel keep their grants.
-const KEPT: u64 = 10;
-
 fn read<T: DeserializeOwned>(what: &'static str, text: String) -> Result<T, StoreError> {
     serde_json::from_str(&text).map_err(|_| StoreError::Corrupt { what, found: text })
 }
@@ -44,7 +41,7 @@ pub async fn list(conn: &mut Connection) -> Result<Vec<Rollout>, StoreError> {
     rows.into_iter().map(|(document,)| read("a rollout", document)).collect()
 }
 
-/// Writes a channel's rollout, and forgets the grants of those long before it.
+/// Writes a channel's rollout.
 ///
 /// # Errors
 /// [`StoreError`] where the database fails.
@@ -55,13 +52,8 @@ pub async fn put(conn: &mut Connection, rollout: &Rollout) -> Result<(), StoreEr
     )
     .bind(rollout.channel.as_str())
     .bind(text(rollout)?)
-    .execute(&mut *conn)
+    .execute(conn)
     .await?;
-    sqlx::query("DELETE FROM rollout_grant WHERE channel = $1 AND number < $2")
-        .bind(rollout.channel.as_str())
-        .bind(to_number(rollout.number.saturating_sub(KEPT)))
-        .execute(conn)
-        .await?;
     Ok(())
 }
 
