@@ -41,19 +41,6 @@ pub enum Told {
     Changing,
 }
 
-/// A node that could go to a version in its channel's rollout.
-#[derive(Clone, Copy, Debug)]
-pub struct Candidate<'a> {
-    /// The node.
-    pub node: &'a NodeId,
-    /// Its group.
-    pub group: &'a Group,
-    /// The version it could go to.
-    pub version: &'a Version,
-    /// Whether it says that it does not take that version.
-    pub quarantined: Option<bool>,
-}
-
 /// A node that asks to be let go.
 #[derive(Clone, Debug)]
 pub struct Ask {
@@ -72,18 +59,17 @@ pub struct Ask {
 }
 
 impl Ask {
-    const fn candidate(&self) -> Candidate<'_> {
-        let Self { node, group, version, quarantined, .. } = self;
-        Candidate { node, group, version, quarantined: *quarantined }
-    }
-}
-
-impl<'a> Candidate<'a> {
-    /// The node that asks, and the version that it could go to.
+    /// A node's check, the version that it could go to, and what its channel points at.
     #[must_use]
-    pub fn new(check: &'a UpdateCheck, version: &'a Version) -> Self {
-        let quarantined = check.quarantine.as_ref().map(|quarantine| quarantine.contains(version));
-        Self { node: &check.node, group: &check.group, version, quarantined }
+    pub fn new(check: &UpdateCheck, version: &Version, target: &Version) -> Self {
+        Self {
+            channel: check.channel.clone(),
+            target: target.clone(),
+            node: check.node.clone(),
+            group: check.group.clone(),
+            version: version.clone(),
+            quarantined: check.quarantine.as_ref().map(|quarantine| quarantine.contains(version)),
+        }
     }
 }
 
@@ -123,37 +109,23 @@ pub async fn ensure(app: &App) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Lets a node go to a version if nothing stands against it. `target` is what its channel was seen to point at.
+/// Lets a node go to a version if nothing stands against it.
 ///
 /// # Errors
 /// [`StoreError`]; whether the node was let go is then not known, and it may ask again.
-pub async fn ask(
-    app: &App,
-    channel: &Channel,
-    target: &Version,
-    node: &Candidate<'_>,
-) -> Result<Told, StoreError> {
-    if node.quarantined == Some(true) {
+pub async fn ask(app: &App, ask: Ask) -> Result<Told, StoreError> {
+    if ask.quarantined == Some(true) {
         return Ok(Told::Declines);
     }
     {
         // Most are held, or were let go before. They do not wait for those that write.
         let mut conn = app.store().read().await?;
-        let rollout = stored::find(&mut conn, channel).await?.filter(|rollout| rollout.version == *target);
-        let Some(rollout) = rollout else { return Ok(Told::Changing) };
-        let (told, granted) = standing(&mut conn, &rollout, node, app.now()).await?;
+        let Some(rollout) = asked_for(&mut conn, &ask).await? else { return Ok(Told::Changing) };
+        let (told, granted) = standing(&mut conn, &rollout, &ask, app.now()).await?;
         if granted || told != Told::Go {
             return Ok(told);
         }
     }
-    let ask = Ask {
-        channel: channel.clone(),
-        target: target.clone(),
-        node: node.node.clone(),
-        group: node.group.clone(),
-        version: node.version.clone(),
-        quarantined: node.quarantined,
-    };
     match changes::make(app, Change::Ask(ask)).await? {
         Done::Told(told) => Ok(told),
         _ => Err(StoreError::Abandoned),
@@ -165,9 +137,8 @@ pub async fn ask(
 /// # Errors
 /// [`StoreError`].
 pub async fn grant(conn: &mut Connection, ask: &Ask, now: Timestamp) -> Result<Told, StoreError> {
-    let rollout = stored::find(conn, &ask.channel).await?.filter(|rollout| rollout.version == ask.target);
-    let Some(rollout) = rollout else { return Ok(Told::Changing) };
-    let (told, granted) = standing(conn, &rollout, &ask.candidate(), now).await?;
+    let Some(rollout) = asked_for(conn, ask).await? else { return Ok(Told::Changing) };
+    let (told, granted) = standing(conn, &rollout, ask, now).await?;
     if granted || told != Told::Go {
         return Ok(told);
     }
@@ -178,26 +149,31 @@ pub async fn grant(conn: &mut Connection, ask: &Ask, now: Timestamp) -> Result<T
     Ok(Told::Go)
 }
 
+/// The rollout of what the node's channel was seen to point at; none where it points elsewhere by now.
+async fn asked_for(conn: &mut Connection, ask: &Ask) -> Result<Option<Rollout>, StoreError> {
+    Ok(stored::find(conn, &ask.channel).await?.filter(|rollout| rollout.version == ask.target))
+}
+
 /// What stands against a node, and whether it has an open grant.
 async fn standing(
     conn: &mut Connection,
     rollout: &Rollout,
-    node: &Candidate<'_>,
+    ask: &Ask,
     now: Timestamp,
 ) -> Result<(Told, bool), StoreError> {
-    let grant = stored::grant_of(conn, rollout, node.node, node.version).await?;
+    let grant = stored::grant_of(conn, rollout, &ask.node, &ask.version).await?;
     let asked = Asked {
-        node: node.node,
-        group: node.group,
-        version: node.version,
+        node: &ask.node,
+        group: &ask.group,
+        version: &ask.version,
         grant: grant.as_ref(),
-        quarantined: node.quarantined,
+        quarantined: ask.quarantined,
     };
     let told = |result: Result<(), Vec<Reason>>| result.map_or_else(Told::Held, |()| Told::Go);
     if grant.as_ref().is_some_and(|grant| grant.phase.is_open()) {
         return Ok((told(decide_granted(rollout, &asked)), true));
     }
-    let (used, own) = usage(conn, rollout, node.group, now).await?;
+    let (used, own) = usage(conn, rollout, &ask.group, now).await?;
     let counts = Counts { used, ..Counts::default() };
     Ok((told(decide(rollout, &asked, &counts, &own, now)), false))
 }

@@ -1,6 +1,6 @@
 //! Step 4, channel: what operators do to rollouts, and what they are shown of them.
 
-use super::{Candidate, Told};
+use super::{Ask, Told};
 use crate::decision;
 use crate::policies::{PolicyFailure, changed};
 use crate::repository::paths::LIVE;
@@ -9,7 +9,7 @@ use crate::store::audit::{self, Change};
 use crate::store::{Connection, StoreError, nodes, rollouts as stored};
 use jiff::Timestamp;
 use protocol::digest::Sha256;
-use protocol::id::{Channel, NodeId};
+use protocol::id::{Channel, Group, NodeId};
 use protocol::rollout::{Counts, Rollout, RolloutFile, Share, Stop, advance, next_stage, place};
 use protocol::wire::{Decision, NodeExplain, RolloutAct, RolloutCounts, RolloutInfo, SCHEMA, UpdateAnswer};
 
@@ -49,70 +49,19 @@ pub async fn act(
     wish: &RolloutAct,
     who: &str,
 ) -> Result<RolloutInfo, ActFailure> {
-    let (now, group, why) = (app.now(), wish.group.as_ref(), wish.why.as_str());
+    let now = app.now();
     let mut change = app.store().write().await?;
     let Some(mut rollout) = stored::find(&mut change, channel).await? else {
         return Err(ActFailure::NoRollout(channel.clone()));
     };
-    let stop = || Stop { at: now, by: who.to_owned(), why: why.to_owned() };
-    // Somebody else, or the server, was faster: what was meant is not what would be done.
-    let stale = |what: &str| {
-        Err(ActFailure::Nothing(format!("the rollout of {channel} has gone on: {what}; look at it again")))
+    is_meant(&rollout, act, wish)?;
+    let stop = Stop { at: now, by: who.to_owned(), why: wish.why.clone() };
+    let (action, done) = match act {
+        Act::Pause => ("rollout.pause", pause(&mut rollout, wish.group.as_ref(), stop)),
+        Act::Resume => ("rollout.resume", resume(&mut rollout, wish.group.as_ref(), now)),
+        Act::Approve => ("rollout.approve", approve(&mut rollout)),
     };
-    if let Some(number) = wish.number.filter(|number| *number != rollout.number) {
-        return stale(&format!("number {} runs, and {number} was meant", rollout.number));
-    }
-    if let Some(stage) = wish.stage.filter(|stage| act == Act::Approve && *stage != rollout.stage) {
-        return stale(&format!(
-            "stage {} is open, and {} was meant",
-            rollout.stage + 1,
-            u64::from(stage) + 1
-        ));
-    }
-    let nothing = |what: &str| Err(ActFailure::Nothing(format!("the rollout of {channel} {what}")));
-    let (action, done) = match (act, group) {
-        (Act::Pause, None) if rollout.paused.is_some() => return nothing("is paused already"),
-        (Act::Pause, Some(group)) if rollout.paused_groups.contains_key(group) => {
-            return nothing(&format!("is paused for group {group} already"));
-        }
-        (Act::Pause, None) => {
-            rollout.paused = Some(stop());
-            ("rollout.pause", String::new())
-        }
-        (Act::Pause, Some(group)) => {
-            rollout.paused_groups.insert(group.clone(), stop());
-            ("rollout.pause", format!("group {group}: "))
-        }
-        (Act::Resume, None) if rollout.paused.is_none() && rollout.halted.is_none() => {
-            return nothing("is neither paused nor halted");
-        }
-        (Act::Resume, None) => {
-            let halted = rollout.halted.take();
-            if halted.is_some() {
-                rollout.counted_from = now;
-            }
-            rollout.paused = None;
-            (
-                "rollout.resume",
-                halted.map_or_else(String::new, |halted| format!("halted for {}: ", halted.why)),
-            )
-        }
-        (Act::Resume, Some(group)) => {
-            if rollout.paused_groups.remove(group).is_none() {
-                return nothing(&format!("is not paused for group {group}"));
-            }
-            ("rollout.resume", format!("group {group}: "))
-        }
-        (Act::Approve, _) if rollout.is_last_stage() => {
-            return nothing("has no further stage: all its nodes may go");
-        }
-        (Act::Approve, _) if rollout.approved => return nothing("is approved already, and paused or halted"),
-        (Act::Approve, _) => {
-            rollout.approved = true;
-            let stage = rollout.stage + 1;
-            ("rollout.approve", format!("{} after stage {stage} of {}: ", rollout.version, rollout.stages()))
-        }
-    };
+    let done = done.map_err(|what| ActFailure::Nothing(format!("the rollout of {channel} {what}")))?;
     // An approval is good at once.
     let next = advance(&rollout, &Counts::default(), now).filter(|_| act == Act::Approve);
     if let Some(next) = &next {
@@ -120,15 +69,74 @@ pub async fn act(
     }
     let rollout = next.unwrap_or(rollout);
     stored::put(&mut change, &rollout).await?;
-    let detail = format!("{done}{why}");
-    audit::record(
-        &mut change,
-        now,
-        Change { actor: who, action, subject: channel.as_str(), detail: &detail },
-    )
-    .await?;
+    let detail = format!("{done}{}", wish.why);
+    let entry = Change { actor: who, action, subject: channel.as_str(), detail: &detail };
+    audit::record(&mut change, now, entry).await?;
     change.commit().await.map_err(StoreError::from)?;
     Ok(info(app, &mut *app.store().read().await?, rollout).await?)
+}
+
+/// Whether the rollout is the one that the operator looked at. Where somebody else, or the server, was faster, what was meant is
+/// not what would be done.
+fn is_meant(rollout: &Rollout, act: Act, wish: &RolloutAct) -> Result<(), ActFailure> {
+    let gone_on = |what: String| {
+        let channel = &rollout.channel;
+        ActFailure::Nothing(format!("the rollout of {channel} has gone on: {what}; look at it again"))
+    };
+    if let Some(number) = wish.number.filter(|number| *number != rollout.number) {
+        return Err(gone_on(format!("number {} runs, and {number} was meant", rollout.number)));
+    }
+    if let Some(stage) = wish.stage.filter(|stage| act == Act::Approve && *stage != rollout.stage) {
+        let (open, meant) = (rollout.stage + 1, u64::from(stage) + 1);
+        return Err(gone_on(format!("stage {open} is open, and {meant} was meant")));
+    }
+    Ok(())
+}
+
+/// What an act has done, as it begins its entry in the audit log; or why there is nothing to do, after the rollout's name.
+type Acted = Result<String, String>;
+
+fn pause(rollout: &mut Rollout, group: Option<&Group>, stop: Stop) -> Acted {
+    match group {
+        None if rollout.paused.is_some() => Err("is paused already".to_owned()),
+        None => {
+            rollout.paused = Some(stop);
+            Ok(String::new())
+        }
+        Some(group) if rollout.paused_groups.contains_key(group) => {
+            Err(format!("is paused for group {group} already"))
+        }
+        Some(group) => {
+            rollout.paused_groups.insert(group.clone(), stop);
+            Ok(format!("group {group}: "))
+        }
+    }
+}
+
+fn resume(rollout: &mut Rollout, group: Option<&Group>, now: Timestamp) -> Acted {
+    if let Some(group) = group {
+        return match rollout.paused_groups.remove(group) {
+            Some(_) => Ok(format!("group {group}: ")),
+            None => Err(format!("is not paused for group {group}")),
+        };
+    }
+    if rollout.paused.take().is_none() && rollout.halted.is_none() {
+        return Err("is neither paused nor halted".to_owned());
+    }
+    let Some(halted) = rollout.halted.take() else { return Ok(String::new()) };
+    rollout.counted_from = now;
+    Ok(format!("halted for {}: ", halted.why))
+}
+
+fn approve(rollout: &mut Rollout) -> Acted {
+    if rollout.is_last_stage() {
+        return Err("has no further stage: all its nodes may go".to_owned());
+    }
+    if rollout.approved {
+        return Err("is approved already, and paused or halted".to_owned());
+    }
+    rollout.approved = true;
+    Ok(format!("{} after stage {} of {}: ", rollout.version, rollout.stage + 1, rollout.stages()))
 }
 
 /// One rollout for an operator.
@@ -234,8 +242,15 @@ pub async fn explain(app: &App, node: &NodeId) -> Result<Option<NodeExplain>, St
         (answer.decision, answer.version.clone(), &rollout)
     {
         // Only the node itself knows what it does not take.
-        let candidate = Candidate { node, group: &info.group, version: &version, quarantined: None };
-        let (told, _) = super::standing(&mut conn, rollout, &candidate, now).await?;
+        let ask = Ask {
+            channel: info.channel.clone(),
+            target: rollout.version.clone(),
+            node: node.clone(),
+            group: info.group.clone(),
+            version: version.clone(),
+            quarantined: None,
+        };
+        let (told, _) = super::standing(&mut conn, rollout, &ask, now).await?;
         grant = stored::grant_of(&mut conn, rollout, node, &version).await?;
         if let Told::Held(reasons) = &told {
             because.clone_from(reasons);

@@ -6,7 +6,7 @@ use crate::changes::{self, Change, Done};
 use crate::credentials::Need;
 use crate::decision;
 use crate::error::ApiError;
-use crate::rollouts::{self, Candidate, acts};
+use crate::rollouts::{self, Ask, acts};
 use crate::server::App;
 use crate::store::documents::{self, ServedFile};
 use axum::Json;
@@ -44,7 +44,7 @@ pub(super) async fn update_check(
     if let (Decision::Update, Some(version), Some(target)) =
         (answer.decision, answer.version.clone(), view.published.channels.get(&check.channel))
     {
-        let told = rollouts::ask(&app, &check.channel, target, &Candidate::new(&check, &version)).await?;
+        let told = rollouts::ask(&app, Ask::new(&check, &version, target)).await?;
         answer = acts::answer_of(answer, told, &check.node, app.now());
     }
     app.metrics().decided(answer.decision);

@@ -174,11 +174,10 @@ pub async fn has_hours(conn: &mut Connection, before: Timestamp) -> Result<bool,
 /// # Errors
 /// [`StoreError`] where the database fails.
 pub async fn has_grants(conn: &mut Connection, channel: &Channel, first: u64) -> Result<bool, StoreError> {
-    let oldest: Option<i64> =
-        sqlx::query_scalar("SELECT MIN(number) FROM rollout_grant WHERE channel = $1")
-            .bind(channel.as_str())
-            .fetch_one(conn)
-            .await?;
+    let oldest: Option<i64> = sqlx::query_scalar("SELECT MIN(number) FROM rollout_grant WHERE channel = $1")
+        .bind(channel.as_str())
+        .fetch_one(conn)
+        .await?;
     Ok(oldest.is_some_and(|oldest| oldest < to_number(first)))
 }
 
