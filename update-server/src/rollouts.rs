@@ -6,8 +6,10 @@
 
 pub mod acts;
 mod simulate;
+mod waiting;
 
 pub use simulate::{SimulationFailure, simulate};
+pub use waiting::Waiters;
 
 use crate::changes::{self, Change, Done};
 use crate::decision;
@@ -24,9 +26,6 @@ use protocol::rollout::{
 };
 use protocol::version::Version;
 use protocol::wire::{Decision, Event, EventKind, UpdateCheck};
-
-/// A node not heard of for so long is not waited for before the next stage opens.
-const WAITED_FOR: SignedDuration = SignedDuration::from_hours(7 * 24);
 
 /// What a node that could update is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -288,40 +287,27 @@ async fn stage(conn: &mut Connection, rollout: &Rollout) -> Result<Ended, StoreE
     Ok(Ended { granted: ended.granted.saturating_sub(lost), ..ended })
 }
 
-/// All that [`advance`] needs to know.
-async fn counts(
-    conn: &mut Connection,
-    view: &View,
-    rollout: &Rollout,
-    now: Timestamp,
-) -> Result<Counts, StoreError> {
+/// All that [`advance`] needs to know, but for whether nodes wait.
+async fn counts(conn: &mut Connection, rollout: &Rollout) -> Result<Counts, StoreError> {
     let mut counts = Counts { since: failed_since(conn, rollout).await?, ..Counts::default() };
     if !rollout.is_last_stage() {
         counts.stage = stage(conn, rollout).await?;
-        if wants_waiting(rollout, &counts, now) {
-            counts.waiting = Some(waiting(conn, view, rollout, now).await?);
-        }
     }
     Ok(counts)
 }
 
-/// How many nodes could go in the stage that is open and were not let go yet.
-async fn waiting(
+/// Looks for nodes that wait, if that is all that [`advance`] needs to know beside `counts`.
+async fn waits(
+    app: &App,
     conn: &mut Connection,
-    view: &View,
     rollout: &Rollout,
+    counts: &Counts,
     now: Timestamp,
-) -> Result<u32, StoreError> {
-    let since = now.saturating_sub(WAITED_FOR).unwrap_or(Timestamp::MIN);
-    let members =
-        nodes::members(conn, &rollout.channel, since, Some((rollout.number, &rollout.version))).await?;
-    let could_go = |member: &&nodes::Member| {
-        rollout.reaches(&member.group, place(&rollout.version, &member.node)) && {
-            let answer = decision::decide(&view.published, &rollout.channel, &member.arch, &member.version);
-            answer.decision == Decision::Update
-        }
-    };
-    Ok(u32::try_from(members.iter().filter(could_go).count()).unwrap_or(u32::MAX))
+) -> Result<Option<bool>, StoreError> {
+    if !wants_waiting(rollout, counts, now) {
+        return Ok(None);
+    }
+    waiting::anybody(app, conn, rollout, now).await.map(Some)
 }
 
 /// Lets time pass in all rollouts: nodes that fell silent are counted, those that were heard to run the release too, and
@@ -342,16 +328,16 @@ pub async fn tick(app: &App) -> Result<(), StoreError> {
 }
 
 async fn tick_one(app: &App, seen: &Rollout) -> Result<(), StoreError> {
-    let (now, view) = (app.now(), app.repository().view());
-    let changes = {
+    let now = app.now();
+    let (changes, waiting) = {
         let mut conn = app.store().read().await?;
         let changes = unseen(&mut conn, seen, app.began(), now).await?;
-        let nothing =
-            changes.is_empty() && advance(seen, &counts(&mut conn, &view, seen, now).await?, now).is_none();
-        if nothing {
+        let mut counts = counts(&mut conn, seen).await?;
+        counts.waiting = waits(app, &mut conn, seen, &counts, now).await?;
+        if changes.is_empty() && advance(seen, &counts, now).is_none() {
             return Ok(());
         }
-        changes
+        (changes, counts.waiting)
     };
     let mut change = app.store().write().await?;
     for (key, grant, phase) in &changes {
@@ -365,7 +351,9 @@ async fn tick_one(app: &App, seen: &Rollout) -> Result<(), StoreError> {
     }
     // It may have been changed, or be another one by now.
     if let Some(rollout) = stored::find(&mut change, &seen.channel).await? {
-        let counts = counts(&mut change, &view, &rollout, now).await?;
+        let mut counts = counts(&mut change, &rollout).await?;
+        // Not looked for again: that may take seconds, in which nobody is let go. Who came since then goes in the next stage.
+        counts.waiting = waiting.filter(|_| rollout == *seen);
         if let Some(next) = advance(&rollout, &counts, now) {
             write(&mut change, &rollout, &next, now).await?;
         }

@@ -10,7 +10,7 @@ use crate::metrics::Metrics;
 use crate::payloads::Payloads;
 use crate::repository::Repository;
 use crate::retention::{self, Retention};
-use crate::rollouts;
+use crate::rollouts::{self, Waiters};
 use crate::routes;
 use crate::store::{Store, StoreError};
 use crate::webhooks;
@@ -57,6 +57,7 @@ struct Inner {
     /// Held while a lock's document is changed: changes take turns here instead of fighting over the database.
     lock_turn: tokio::sync::Mutex<()>,
     simulation_turn: tokio::sync::Mutex<()>,
+    waiters: Waiters,
     retention: OnceLock<Retention>,
     clock: Clock,
     /// When it began to listen.
@@ -87,6 +88,7 @@ impl App {
             metrics: Metrics::default(),
             lock_turn: tokio::sync::Mutex::default(),
             simulation_turn: tokio::sync::Mutex::default(),
+            waiters: Waiters::default(),
             retention: OnceLock::new(),
             began: clock(),
             clock,
@@ -161,6 +163,12 @@ impl App {
     /// Sets that, before it serves. Only the first time counts.
     pub fn set_retention(&self, retention: Retention) {
         self.inner.retention.get_or_init(|| retention);
+    }
+
+    /// The nodes that were found to wait in rollouts.
+    #[must_use]
+    pub fn waiters(&self) -> &Waiters {
+        &self.inner.waiters
     }
 
     /// A turn at a simulation.

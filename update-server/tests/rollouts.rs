@@ -4,14 +4,14 @@
 
 mod common;
 
-use common::fleet::{Node, act, explain, rollout, set_policy};
+use common::fleet::{Node, act, explain, id, rollout, set_policy};
 use common::{Client, Operator, Release, Server, done, error};
 use jiff::SignedDuration;
 use protocol::rollout::{GrantPhase, Share};
 use protocol::status::StateName;
 use protocol::wire::{
     AuditLog, ChannelInfo, ChannelPromote, ChannelSet, Decision, EventKind, RolloutAct, RolloutList,
-    RolloutPolicies, RolloutPolicySet, SCHEMA, SimulationReport, SimulationRequest,
+    RolloutPolicies, RolloutPolicySet, SCHEMA, SimulationReport, SimulationRequest, UpdateCheck,
 };
 use reqwest::{Method, StatusCode};
 use update_server::rollouts;
@@ -486,4 +486,56 @@ async fn a_simulation_goes_over_the_real_fleet_and_changes_nothing() {
     error(admin.send(Method::POST, path, &wrong).await, StatusCode::BAD_REQUEST).await;
     let missing = SimulationRequest { version: Some("9.9.9".parse().unwrap()), ..ask("0%", 1) };
     error(admin.send(Method::POST, path, &missing).await, StatusCode::NOT_FOUND).await;
+}
+
+#[tokio::test]
+async fn a_wave_waits_for_the_last_node_that_could_go_and_looks_at_few_to_know() {
+    let waves =
+        "in_flight = 0\nwaves = [{ share = \"50%\", hold = \"1h\" }, { share = \"100%\", hold = \"1h\" }]\n";
+    let (server, admin) = rolling(waves).await;
+    let version = "1.1.0".parse().unwrap();
+    let in_wave = |number: &u32| Share::percent(50).covers(protocol::rollout::place(&version, &id(*number)));
+    let nodes: Vec<u32> = (0..2500).collect();
+    let last = *nodes.iter().rfind(|number| in_wave(number)).unwrap();
+    // All but one run it already.
+    for number in &nodes {
+        let runs = if *number == last { "1.0.0" } else { "1.1.0" };
+        let check = UpdateCheck { node: id(*number), ..common::check("stable", runs) };
+        server.app.checkins().add(check, server.now());
+    }
+    for _ in 0..3 {
+        pass(&server, 60).await;
+        assert_eq!(rollout(&admin).await.rollout.stage, 0, "the last of three pages waits");
+    }
+    // It has gone; the one that waits now is before it.
+    let first = *nodes.iter().find(|number| in_wave(number)).unwrap();
+    for (number, runs) in [(last, "1.1.0"), (first, "1.0.0")] {
+        server.advance(SignedDuration::from_secs(1));
+        let check = UpdateCheck { node: id(number), ..common::check("stable", runs) };
+        server.app.checkins().add(check, server.now());
+    }
+    pass(&server, 1).await;
+    assert_eq!(rollout(&admin).await.rollout.stage, 0);
+    let check = UpdateCheck { node: id(first), ..common::check("stable", "1.1.0") };
+    server.app.checkins().add(check, server.now());
+    pass(&server, 1).await;
+    assert!(rollout(&admin).await.rollout.is_last_stage(), "nobody waits");
+}
+
+#[tokio::test]
+async fn a_wave_waits_for_the_canary_group_too() {
+    let waves = "waves = [{ share = \"0.01%\", hold = \"1h\" }, { share = \"100%\" }]\n\
+                 [channel.stable.canary]\ngroup = \"canary\"\n";
+    let (server, admin) = rolling(waves).await;
+    let mut canary = Node::new(&admin, 1, "canary");
+    let _: protocol::wire::RolloutInfo = done(act(&admin, "approve", None).await).await;
+    let _: protocol::wire::RolloutInfo = done(act(&admin, "pause", Some("canary")).await).await;
+    assert!(!canary.may_go().await);
+    pass(&server, 61).await;
+    assert_eq!(rollout(&admin).await.rollout.stage, 1, "a canary could go");
+    let _: protocol::wire::RolloutInfo = done(act(&admin, "resume", Some("canary")).await).await;
+    assert!(canary.may_go().await);
+    canary.confirm().await;
+    pass(&server, 1).await;
+    assert!(rollout(&admin).await.rollout.is_last_stage());
 }

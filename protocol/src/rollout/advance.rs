@@ -40,7 +40,7 @@ pub fn advance(rollout: &Rollout, counts: &Counts, now: Timestamp) -> Option<Rol
         let halted = Some(Stop { at: now, by: "server".to_owned(), why });
         return Some(Rollout { halted, ..rollout.clone() });
     }
-    let nobody_waits = counts.waiting == Some(0);
+    let nobody_waits = counts.waiting == Some(false);
     let proven = counts.stage.confirmed > 0 || (nobody_waits && !Needs::of(rollout).proof);
     if !is_held_enough(rollout, counts, now) || !proven && !rollout.approved {
         return None;
@@ -49,7 +49,7 @@ pub fn advance(rollout: &Rollout, counts: &Counts, now: Timestamp) -> Option<Rol
 }
 
 /// Whether [`advance`] can only tell with [`Counts::waiting`]: nothing else keeps the next stage from opening, but nobody has
-/// confirmed the release in this one. Counting those who wait goes through all nodes of the channel.
+/// confirmed the release in this one. Finding that nobody waits goes through all nodes of the channel.
 #[must_use]
 pub fn wants_waiting(rollout: &Rollout, counts: &Counts, now: Timestamp) -> bool {
     rollout.halted.is_none()
@@ -97,7 +97,7 @@ pub fn next_stage(rollout: &Rollout, counts: &Counts, now: Timestamp) -> Vec<Str
     if !needs.confirmed.is_reached_by(confirmed, granted) {
         let share = needs.confirmed;
         waits.push(format!("confirmations: {confirmed} of {granted} let go in this stage, and {share} must"));
-    } else if confirmed == 0 && (needs.proof || counts.waiting != Some(0)) {
+    } else if confirmed == 0 && (needs.proof || counts.waiting != Some(false)) {
         waits.push("a first node of this stage that confirms the release".to_owned());
     }
     waits

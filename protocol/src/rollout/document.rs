@@ -72,8 +72,8 @@ pub struct Counts {
     pub stage: Ended,
     /// Those that ended since [`Rollout::counted_from`], and those under way.
     pub since: Ended,
-    /// Nodes that could go in this stage and were not let go yet, where [`super::wants_waiting`] asked for it.
-    pub waiting: Option<u32>,
+    /// Whether nodes could go in this stage that were not let go yet, where [`super::wants_waiting`] asked for it.
+    pub waiting: Option<bool>,
 }
 
 /// How far limits are used up.

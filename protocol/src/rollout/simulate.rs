@@ -223,9 +223,7 @@ impl<'a> World<'a> {
     fn advance(&mut self, now: Timestamp) {
         let mut counts = Counts { stage: self.stage, since: self.total, ..Counts::default() };
         if wants_waiting(&self.rollout, &counts, now) {
-            let waiting =
-                self.waiting.iter().flatten().filter(|at| self.is_reached(&self.nodes[**at])).count();
-            counts.waiting = Some(u32::try_from(waiting).unwrap_or(u32::MAX));
+            counts.waiting = Some(self.waiting.iter().flatten().any(|at| self.is_reached(&self.nodes[*at])));
         }
         let Some(next) = advance(&self.rollout, &counts, now) else { return };
         match &next.halted {

@@ -117,9 +117,9 @@ fn a_wave_in_which_nobody_confirmed_opens_the_next_one_only_if_nobody_is_in_it()
     let nothing = Counts::default();
     assert!(!wants_waiting(&begun, &nothing, after(3599)));
     assert!(wants_waiting(&begun, &nothing, after(3600)));
-    assert_eq!(advance(&begun, &nothing, after(3600)), None, "nobody has counted those who wait");
-    assert_eq!(advance(&begun, &Counts { waiting: Some(1), ..nothing }, after(9999)), None);
-    assert!(advance(&begun, &Counts { waiting: Some(0), ..nothing }, after(3600)).is_some());
+    assert_eq!(advance(&begun, &nothing, after(3600)), None, "nobody has looked for those who wait");
+    assert_eq!(advance(&begun, &Counts { waiting: Some(true), ..nothing }, after(9999)), None);
+    assert!(advance(&begun, &Counts { waiting: Some(false), ..nothing }, after(3600)).is_some());
 }
 
 #[test]
@@ -145,7 +145,7 @@ fn canaries_go_alone_until_one_has_confirmed() {
     let others = reasons(&begun, 1, "web", &none, Used::default(), start());
     assert_eq!(said(&others), "the group canary goes first");
     assert_eq!(
-        advance(&begun, &Counts { waiting: Some(0), ..none }, after(99_999)),
+        advance(&begun, &Counts { waiting: Some(false), ..none }, after(99_999)),
         None,
         "an empty group proves nothing"
     );

@@ -159,7 +159,8 @@ pub async fn info(app: &App, conn: &mut Connection, rollout: Rollout) -> Result<
     counts.since = super::failed_since(conn, &rollout).await?;
     counts.since.confirmed = stored::confirmed_since(conn, &rollout, rollout.counted_from).await?;
     counts.since.granted = counts.since.ended().saturating_add(counts.in_flight);
-    let known = super::counts(conn, &app.repository().view(), &rollout, now).await?;
+    let mut known = super::counts(conn, &rollout).await?;
+    known.waiting = super::waits(app, conn, &rollout, &known, now).await?;
     Ok(RolloutInfo { schema: SCHEMA, next_stage: next_stage(&rollout, &known, now), rollout, counts })
 }
 

@@ -60,7 +60,7 @@ pub async fn simulate(
         }
     };
     let since = now.saturating_sub(LIVE).unwrap_or(Timestamp::MIN);
-    let members = nodes::members(&mut conn, channel, since, None).await?;
+    let members = nodes::members(&mut conn, channel, since).await?;
     drop(conn);
     let (mut going, mut left_behind) = (Vec::new(), 0);
     for member in members {

@@ -4,6 +4,7 @@ use super::{Connection, StoreError, from_micros, parse, plain, to_micros, to_num
 use jiff::Timestamp;
 use protocol::id::{Arch, Channel, Group, NodeId};
 use protocol::lock::ClientId;
+use protocol::rollout::Rollout;
 use protocol::status::StateName;
 use protocol::version::Version;
 use protocol::wire::{Event, NodeInfo, UpdateCheck};
@@ -237,8 +238,7 @@ pub struct Member {
     pub version: Version,
 }
 
-/// The nodes of a channel that were heard of since a time, by id. With `without`, those alone that were not let go to this version
-/// in that rollout of the channel.
+/// The nodes of a channel that were heard of since a time, by id.
 ///
 /// # Errors
 /// [`StoreError`] where the database fails.
@@ -246,27 +246,51 @@ pub async fn members(
     conn: &mut Connection,
     channel: &Channel,
     since: Timestamp,
-    without: Option<(u64, &Version)>,
 ) -> Result<Vec<Member>, StoreError> {
-    let rows: Vec<(String, String, String, String)> = sqlx::query_as(
-        "SELECT node, grp, arch, version FROM node WHERE channel = $1 AND last_seen >= $2
-         AND NOT EXISTS (SELECT 1 FROM rollout_grant AS g
-           WHERE g.channel = $1 AND g.number = $3 AND g.version = $4 AND g.node = node.node) ORDER BY node",
+    let rows: Vec<MemberRow> = sqlx::query_as(
+        "SELECT node, grp, arch, version FROM node WHERE channel = $1 AND last_seen >= $2 ORDER BY node",
     )
     .bind(channel.as_str())
     .bind(to_micros(since))
-    .bind(without.map_or(-1, |(number, _)| to_number(number)))
-    .bind(without.map_or("", |(_, version)| version.as_str()))
     .fetch_all(conn)
     .await?;
-    rows.into_iter()
-        .map(|(node, group, arch, version)| {
-            Ok(Member {
-                node: parse("a node id", node)?,
-                group: parse("a group", group)?,
-                arch: parse("an architecture", arch)?,
-                version: parse("a version", version)?,
-            })
-        })
-        .collect()
+    rows.into_iter().map(member).collect()
+}
+
+/// Up to `limit` of those of a rollout's channel that were not let go to its release in it, from id `from` on.
+///
+/// # Errors
+/// [`StoreError`] where the database fails.
+pub async fn not_let_go(
+    conn: &mut Connection,
+    rollout: &Rollout,
+    since: Timestamp,
+    from: Option<&NodeId>,
+    limit: u32,
+) -> Result<Vec<Member>, StoreError> {
+    let rows: Vec<MemberRow> = sqlx::query_as(
+        "SELECT node, grp, arch, version FROM node WHERE channel = $1 AND last_seen >= $2 AND node >= $3
+         AND NOT EXISTS (SELECT 1 FROM rollout_grant AS g
+           WHERE g.channel = $1 AND g.number = $4 AND g.version = $5 AND g.node = node.node) ORDER BY node LIMIT $6",
+    )
+    .bind(rollout.channel.as_str())
+    .bind(to_micros(since))
+    .bind(from.map_or("", NodeId::as_str))
+    .bind(to_number(rollout.number))
+    .bind(rollout.version.as_str())
+    .bind(i64::from(limit))
+    .fetch_all(conn)
+    .await?;
+    rows.into_iter().map(member).collect()
+}
+
+type MemberRow = (String, String, String, String);
+
+fn member((node, group, arch, version): MemberRow) -> Result<Member, StoreError> {
+    Ok(Member {
+        node: parse("a node id", node)?,
+        group: parse("a group", group)?,
+        arch: parse("an architecture", arch)?,
+        version: parse("a version", version)?,
+    })
 }
