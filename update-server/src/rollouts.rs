@@ -5,27 +5,27 @@
 //! reports is acknowledged only once the rollout is halted, if it is the one too many.
 
 pub mod acts;
+mod heard;
 mod simulate;
 mod waiting;
 
+pub use heard::heard;
 pub use simulate::{SimulationFailure, simulate};
 pub use waiting::Waiters;
 
 use crate::changes::{self, Change, Done};
-use crate::decision;
-use crate::repository::View;
 use crate::server::App;
 use crate::store::rollouts::{self as stored, GrantKey};
-use crate::store::{Connection, StoreError, channels, nodes};
+use crate::store::{Connection, StoreError, channels};
 use crate::webhooks;
 use jiff::{SignedDuration, Timestamp};
 use protocol::id::{Channel, Group, NodeId};
 use protocol::rollout::{
-    Asked, Counts, Ended, Grant, GrantPhase, Heard, Reason, Rollout, Stage, Used, advance, decide,
-    decide_granted, place, wants_waiting,
+    Asked, Counts, Ended, Grant, GrantPhase, Heard, Reason, Rollout, Used, advance, decide, decide_granted,
+    wants_waiting,
 };
 use protocol::version::Version;
-use protocol::wire::{Decision, Event, EventKind, UpdateCheck};
+use protocol::wire::UpdateCheck;
 
 /// What a node that could update is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -200,57 +200,6 @@ async fn usage(
     Ok((all, own))
 }
 
-/// What the events of a node make of its grants, in the change that stores them; a rollout that has now failed too often is
-/// halted in the same change.
-///
-/// # Errors
-/// [`StoreError`].
-pub async fn heard(
-    conn: &mut Connection,
-    node: &NodeId,
-    events: &[Event],
-    now: Timestamp,
-) -> Result<(), StoreError> {
-    for event in events {
-        webhooks::event(conn, node, event, now).await?;
-        let found = match &event.version {
-            Some(version) => stored::newest_grant(conn, node, version).await?.into_iter().collect(),
-            // A refusal of what the node could not even look into is about what it was let go to.
-            None if matches!(event.kind, EventKind::Refused | EventKind::Failed) => {
-                stored::open_grants(conn, node).await?
-            }
-            None => Vec::new(),
-        };
-        for (key, grant) in found {
-            let Some(phase) = grant.phase.after(event.kind) else { continue };
-            stored::set_phase(conn, &key, &grant, phase, now).await?;
-            if is_failure(phase) {
-                step(conn, &key, now).await?;
-            }
-        }
-    }
-    Ok(())
-}
-
-const fn is_failure(phase: GrantPhase) -> bool {
-    matches!(phase, GrantPhase::Failed | GrantPhase::RolledBack | GrantPhase::Silent)
-}
-
-/// Halts a grant's rollout, if it is the channel's and has failed too often.
-async fn step(conn: &mut Connection, key: &GrantKey, now: Timestamp) -> Result<(), StoreError> {
-    let rollout = stored::find(conn, &key.channel).await?.filter(|rollout| rollout.number == key.number);
-    let Some(rollout) = rollout else { return Ok(()) };
-    let mut counts = Counts { since: failed_since(conn, &rollout).await?, ..Counts::default() };
-    if matches!(rollout.open(), Stage::Canary(_)) {
-        counts.stage = stage(conn, &rollout).await?;
-    }
-    let next = advance(&rollout, &counts, now).filter(|next| next.halted.is_some());
-    match next {
-        Some(next) => write(conn, &rollout, &next, now).await,
-        None => Ok(()),
-    }
-}
-
 /// Writes a rollout that has gone on, and says so in the log.
 async fn write(
     conn: &mut Connection,
@@ -271,11 +220,11 @@ async fn write(
 
 /// What counts for a halt. Those that are well are counted only where enough have failed for it to matter.
 async fn failed_since(conn: &mut Connection, rollout: &Rollout) -> Result<Ended, StoreError> {
-    let (failures, silent) = stored::failures(conn, rollout, rollout.counted_from).await?;
+    let (failures, silent) = stored::failures(conn, rollout).await?;
     let halt = &rollout.policy.halt;
     let mut since = Ended { failed: failures.saturating_sub(silent), silent, ..Ended::default() };
     if failures >= halt.least_failures.min(halt.failures.unwrap_or(u32::MAX)) {
-        since.confirmed = stored::confirmed_since(conn, rollout, rollout.counted_from).await?;
+        since.confirmed = stored::confirmed_since(conn, rollout).await?;
     }
     Ok(since)
 }
@@ -283,7 +232,7 @@ async fn failed_since(conn: &mut Connection, rollout: &Rollout) -> Result<Ended,
 /// What came of the nodes that were let go in the stage that is open. Those that are lost prove nothing either way, and what
 /// failed before an operator resumed the rollout is forgiven.
 async fn stage(conn: &mut Connection, rollout: &Rollout) -> Result<Ended, StoreError> {
-    let (ended, lost) = stored::ended(conn, rollout, Some(rollout.stage), Some(rollout.counted_from)).await?;
+    let (ended, lost) = stored::ended(conn, rollout, true).await?;
     Ok(Ended { granted: ended.granted.saturating_sub(lost), ..ended })
 }
 
@@ -340,8 +289,11 @@ async fn tick_one(app: &App, seen: &Rollout) -> Result<(), StoreError> {
         (changes, counts.waiting)
     };
     let mut change = app.store().write().await?;
+    // It may have been changed, or be another one by now.
+    let Some(rollout) = stored::find(&mut change, &seen.channel).await? else { return Ok(()) };
     for (key, grant, phase) in &changes {
-        if stored::set_phase(&mut change, key, grant, *phase, now).await? {
+        let current = Some(&rollout).filter(|rollout| rollout.number == key.number);
+        if stored::set_phase(&mut change, key, grant, *phase, current, now).await? {
             tracing::info!(channel = %key.channel, node = %key.node, version = %grant.version, %phase, "a node was let go, and this came of it");
             if *phase == GrantPhase::Silent {
                 let about = serde_json::json!({ "node": key.node, "version": grant.version });
@@ -349,14 +301,11 @@ async fn tick_one(app: &App, seen: &Rollout) -> Result<(), StoreError> {
             }
         }
     }
-    // It may have been changed, or be another one by now.
-    if let Some(rollout) = stored::find(&mut change, &seen.channel).await? {
-        let mut counts = counts(&mut change, &rollout).await?;
-        // Not looked for again: that may take seconds, in which nobody is let go. Who came since then goes in the next stage.
-        counts.waiting = waiting.filter(|_| rollout == *seen);
-        if let Some(next) = advance(&rollout, &counts, now) {
-            write(&mut change, &rollout, &next, now).await?;
-        }
+    let mut counts = counts(&mut change, &rollout).await?;
+    // Not looked for again: that may take seconds, in which nobody is let go. Who came since then goes in the next stage.
+    counts.waiting = waiting.filter(|_| rollout == *seen);
+    if let Some(next) = advance(&rollout, &counts, now) {
+        write(&mut change, &rollout, &next, now).await?;
     }
     Ok(change.commit().await?)
 }

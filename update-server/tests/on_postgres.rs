@@ -28,6 +28,8 @@ mod retention;
 mod rollouts;
 #[path = "rollouts_at_once.rs"]
 mod rollouts_at_once;
+#[path = "rollouts_back.rs"]
+mod rollouts_back;
 #[path = "store.rs"]
 mod store;
 #[path = "updatectl.rs"]

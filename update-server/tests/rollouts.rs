@@ -501,23 +501,32 @@ async fn a_wave_waits_for_the_last_node_that_could_go_and_looks_at_few_to_know()
     for number in &nodes {
         let runs = if *number == last { "1.0.0" } else { "1.1.0" };
         let check = UpdateCheck { node: id(*number), ..common::check("stable", runs) };
-        server.app.checkins().add(check, server.now());
+        let _ = server.app.checkins().add(check, server.now());
     }
     for _ in 0..3 {
         pass(&server, 60).await;
         assert_eq!(rollout(&admin).await.rollout.stage, 0, "the last of three pages waits");
     }
+    // As long as that one waits no other is read: here is one that cannot be.
+    let mut change = server.app.store().write().await.unwrap();
+    let damaged = "UPDATE node SET grp = $1 WHERE node = $2";
+    sqlx::query(damaged).bind("no group!").bind(id(7).as_str()).execute(&mut *change).await.unwrap();
+    change.commit().await.unwrap();
+    assert!(!rollout(&admin).await.next_stage.is_empty());
+    let mut change = server.app.store().write().await.unwrap();
+    sqlx::query(damaged).bind("web").bind(id(7).as_str()).execute(&mut *change).await.unwrap();
+    change.commit().await.unwrap();
     // It has gone; the one that waits now is before it.
     let first = *nodes.iter().find(|number| in_wave(number)).unwrap();
     for (number, runs) in [(last, "1.1.0"), (first, "1.0.0")] {
         server.advance(SignedDuration::from_secs(1));
         let check = UpdateCheck { node: id(number), ..common::check("stable", runs) };
-        server.app.checkins().add(check, server.now());
+        let _ = server.app.checkins().add(check, server.now());
     }
     pass(&server, 1).await;
     assert_eq!(rollout(&admin).await.rollout.stage, 0);
     let check = UpdateCheck { node: id(first), ..common::check("stable", "1.1.0") };
-    server.app.checkins().add(check, server.now());
+    let _ = server.app.checkins().add(check, server.now());
     pass(&server, 1).await;
     assert!(rollout(&admin).await.rollout.is_last_stage(), "nobody waits");
 }

@@ -114,8 +114,6 @@ async fn what_happens_is_told_once_and_the_signature_is_right() {
     add(server.app.store(), &url, &["rollout.halted", "rollout.stage", "node.rolled-back"]).await;
     let admin = server.admin();
     assert!(admin.set_channel("stable", "1.1.0").await.status().is_success());
-    // Failures count from after the begin.
-    server.advance(SignedDuration::from_secs(1));
     act(&admin, "approve", None).await;
     let mut node = Node::new(&admin, 1, "default");
     assert!(node.may_go().await);

@@ -38,7 +38,11 @@ pub struct Rollout {
     /// Too many nodes failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub halted: Option<Stop>,
-    /// Nodes that failed before this time, or at it, do not count for a halt any more: an operator resumed it.
+    /// How often an operator resumed it after a halt. A node that failed when it was less does not count for a halt any more. (A
+    /// number and no time: a clock may be set back.)
+    #[serde(default)]
+    pub resumes: u64,
+    /// When it began or was resumed last, for people.
     pub counted_from: Timestamp,
 }
 
@@ -70,7 +74,7 @@ pub struct Counts {
     pub used: Used,
     /// Let go in the stage that is open.
     pub stage: Ended,
-    /// Those that ended since [`Rollout::counted_from`], and those under way.
+    /// Those that ended since the rollout was resumed last ([`Rollout::resumes`]).
     pub since: Ended,
     /// Whether nodes could go in this stage that were not let go yet, where [`super::wants_waiting`] asked for it.
     pub waiting: Option<bool>,
@@ -137,6 +141,7 @@ impl Rollout {
             paused: None,
             paused_groups: before.map(|before| before.paused_groups.clone()).unwrap_or_default(),
             halted: None,
+            resumes: 0,
             counted_from: now,
         }
     }

@@ -97,6 +97,12 @@ impl GrantPhase {
         matches!(self, Self::Granted | Self::Activated | Self::Rebooting)
     }
 
+    /// Whether it ended badly, so that it counts for a halt.
+    #[must_use]
+    pub const fn is_failure(self) -> bool {
+        matches!(self, Self::Failed | Self::RolledBack | Self::Silent)
+    }
+
     /// What an event of the node about the grant's version makes of it; none where it changes nothing.
     #[must_use]
     pub fn after(self, event: EventKind) -> Option<Self> {

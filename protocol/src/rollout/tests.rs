@@ -369,11 +369,10 @@ impl Fleet {
     }
 
     fn counts(&self) -> Counts {
-        let from = self.rollout.counted_from;
         Counts {
             used: self.used(None),
             stage: self.ended(|_, stage| stage == self.rollout.stage),
-            since: self.ended(|grant, _| grant.phase_at > from),
+            since: self.ended(|_, _| true),
             waiting: None,
         }
     }

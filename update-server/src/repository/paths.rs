@@ -63,7 +63,7 @@ pub(super) async fn closed_gate(
     let Some(gate) = rollouts::policy(conn, to).await?.promotion else { return Ok(None) };
     let rollout = rollouts::find(conn, from).await?.filter(|rollout| rollout.version == *version);
     let Some(rollout) = rollout else { return Ok(Some(format!("{from} had no rollout of {version}"))) };
-    let (ended, _) = rollouts::ended(conn, &rollout, None, None).await?;
+    let (ended, _) = rollouts::ended(conn, &rollout, false).await?;
     let soaked = rollout.began_at.checked_add(SignedDuration::from_secs(gate.soak_s.into()));
     if let Some(until) = soaked.ok().filter(|until| *until > now) {
         return Ok(Some(format!("{from} must have {version} until {until:.0}")));

@@ -124,6 +124,7 @@ fn resume(rollout: &mut Rollout, group: Option<&Group>, now: Timestamp) -> Acted
         return Err("is neither paused nor halted".to_owned());
     }
     let Some(halted) = rollout.halted.take() else { return Ok(String::new()) };
+    rollout.resumes += 1;
     rollout.counted_from = now;
     Ok(format!("halted for {}: ", halted.why))
 }
@@ -154,10 +155,10 @@ pub async fn info(app: &App, conn: &mut Connection, rollout: Rollout) -> Result<
         }
     }
     counts.in_flight = stored::used(conn, &rollout.channel, None, true, None).await?.in_flight;
-    (counts.all, counts.lost) = stored::ended(conn, &rollout, None, None).await?;
+    (counts.all, counts.lost) = stored::ended(conn, &rollout, false).await?;
     counts.stage = super::stage(conn, &rollout).await?;
     counts.since = super::failed_since(conn, &rollout).await?;
-    counts.since.confirmed = stored::confirmed_since(conn, &rollout, rollout.counted_from).await?;
+    counts.since.confirmed = stored::confirmed_since(conn, &rollout).await?;
     counts.since.granted = counts.since.ended().saturating_add(counts.in_flight);
     let mut known = super::counts(conn, &rollout).await?;
     known.waiting = super::waits(app, conn, &rollout, &known, now).await?;

@@ -163,34 +163,34 @@ pub async fn grant_of(
     Ok(row.map(grant).transpose()?.map(|(_, grant)| grant))
 }
 
-/// A node's newest grant for a version, in whichever rollout.
+/// A node's grants for a version, in whichever rollouts: the one that was given last comes first.
 ///
 /// # Errors
 /// [`StoreError`] where the database fails.
-pub async fn newest_grant(
+pub async fn grants_for(
     conn: &mut Connection,
     node: &NodeId,
     version: &Version,
-) -> Result<Option<(GrantKey, Grant)>, StoreError> {
-    let row: Option<Row> = sqlx::query_as(
+) -> Result<Vec<(GrantKey, Grant)>, StoreError> {
+    let rows: Vec<Row> = sqlx::query_as(
         "SELECT channel, number, node, version, granted_at, phase, phase_at FROM rollout_grant
-         WHERE node = $1 AND version = $2 ORDER BY granted_at DESC LIMIT 1",
+         WHERE node = $1 AND version = $2 ORDER BY given DESC",
     )
     .bind(node.as_str())
     .bind(version.as_str())
-    .fetch_optional(conn)
+    .fetch_all(conn)
     .await?;
-    row.map(grant).transpose()
+    rows.into_iter().map(grant).collect()
 }
 
-/// The grants of a node that are open.
+/// The grants of a node that are open: the one that was given last comes first.
 ///
 /// # Errors
 /// [`StoreError`] where the database fails.
 pub async fn open_grants(conn: &mut Connection, node: &NodeId) -> Result<Vec<(GrantKey, Grant)>, StoreError> {
     let rows: Vec<Row> = sqlx::query_as(
         "SELECT channel, number, node, version, granted_at, phase, phase_at FROM rollout_grant
-         WHERE node = $1 AND phase IN ('granted', 'activated', 'rebooting')",
+         WHERE node = $1 AND phase IN ('granted', 'activated', 'rebooting') ORDER BY given DESC",
     )
     .bind(node.as_str())
     .fetch_all(conn)
@@ -218,12 +218,13 @@ pub async fn give(
     .bind(node.as_str())
     .execute(&mut *conn)
     .await?;
-    // That it failed before stays on record until it confirms.
+    // That it failed before stays on record until it confirms. Its grants are numbered in the order in which they are given.
     sqlx::query(
-        "INSERT INTO rollout_grant (channel, number, node, version, grp, stage, granted_at, phase, phase_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+        "INSERT INTO rollout_grant (channel, number, node, version, grp, stage, granted_at, phase, phase_at, given)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9,
+           (SELECT COALESCE(MAX(given), 0) + 1 FROM rollout_grant WHERE node = $3))
          ON CONFLICT (channel, number, node, version) DO UPDATE SET grp = excluded.grp, stage = excluded.stage,
-         granted_at = excluded.granted_at, phase = excluded.phase, phase_at = excluded.phase_at",
+         granted_at = excluded.granted_at, phase = excluded.phase, phase_at = excluded.phase_at, given = excluded.given",
     )
     .bind(rollout.channel.as_str())
     .bind(to_number(rollout.number))
@@ -257,7 +258,8 @@ pub async fn renumber(conn: &mut Connection, before: &Rollout, after: &Rollout) 
     Ok(())
 }
 
-/// Records what became of a grant, unless it is in another phase by now. False if it is.
+/// Records what became of a grant, unless it is in another phase by now. False if it is. `current` is its rollout if that still
+/// runs: only then it counts.
 ///
 /// # Errors
 /// [`StoreError`] where the database fails.
@@ -266,12 +268,14 @@ pub async fn set_phase(
     key: &GrantKey,
     grant: &Grant,
     phase: GrantPhase,
+    current: Option<&Rollout>,
     at: Timestamp,
 ) -> Result<bool, StoreError> {
     let done = sqlx::query(
         "UPDATE rollout_grant SET phase = $1, phase_at = $2,
-         failed_at = CASE WHEN $1 IN ('failed', 'rolled-back', 'silent') THEN $2
-           WHEN $1 = 'confirmed' THEN NULL ELSE failed_at END
+         failed_in = CASE WHEN $1 IN ('failed', 'rolled-back', 'silent') THEN $9
+           WHEN $1 = 'confirmed' THEN NULL ELSE failed_in END,
+         confirmed_in = CASE WHEN $1 = 'confirmed' THEN $9 ELSE confirmed_in END
          WHERE channel = $3 AND number = $4 AND node = $5 AND version = $6 AND phase = $7 AND granted_at = $8",
     )
     .bind(phase.as_str())
@@ -282,6 +286,7 @@ pub async fn set_phase(
     .bind(grant.version.as_str())
     .bind(grant.phase.as_str())
     .bind(to_micros(grant.granted_at))
+    .bind(current.map(|rollout| to_number(rollout.resumes)))
     .execute(conn)
     .await?;
     Ok(done.rows_affected() == 1)
@@ -394,28 +399,26 @@ pub async fn used(
     Ok(used)
 }
 
-/// What came of the nodes that were let go to a rollout's release: of all, or of those of one stage. Nodes that only pass through
-/// another release on the way prove nothing about this one. With `forgiven`, those that failed at that time or before are left
-/// out. Says how many were lost, too.
+/// What came of the nodes that were let go to a rollout's release: of all, or, with `open_stage`, of those of the stage that is
+/// open, without those that failed before the rollout was resumed. Nodes that only pass through another release on the way prove
+/// nothing about this one. Says how many were lost, too.
 ///
 /// # Errors
 /// [`StoreError`] where the database fails.
 pub async fn ended(
     conn: &mut Connection,
     rollout: &Rollout,
-    stage: Option<u32>,
-    forgiven: Option<Timestamp>,
+    open_stage: bool,
 ) -> Result<(Ended, u32), StoreError> {
     let rows: Vec<(String, i64)> = sqlx::query_as(
         "SELECT phase, COUNT(*) FROM rollout_grant WHERE channel = $1 AND number = $2 AND version = $3
-         AND ($4 < 0 OR stage = $4)
-         AND (phase NOT IN ('failed', 'rolled-back', 'silent') OR phase_at > $5) GROUP BY phase",
+         AND ($4 < 0 OR stage = $4 AND (phase NOT IN ('failed', 'rolled-back', 'silent') OR failed_in >= $5)) GROUP BY phase",
     )
     .bind(rollout.channel.as_str())
     .bind(to_number(rollout.number))
     .bind(rollout.version.as_str())
-    .bind(stage.map_or(-1, i64::from))
-    .bind(forgiven.map_or(i64::MIN, to_micros))
+    .bind(if open_stage { i64::from(rollout.stage) } else { -1 })
+    .bind(to_number(rollout.resumes))
     .fetch_all(conn)
     .await?;
     let (mut ended, mut lost) = (Ended::default(), 0);
@@ -433,44 +436,36 @@ pub async fn ended(
     Ok((ended, lost))
 }
 
-/// How many nodes of a rollout have failed since a time and not confirmed it after that, and how many of them by silence. A node
-/// counts once, whatever it was let go to and however often.
+/// How many nodes of a rollout have failed since it was resumed last and not confirmed it after that, and how many of them by
+/// silence. A node counts once, whatever it was let go to and however often.
 ///
 /// # Errors
 /// [`StoreError`] where the database fails.
-pub async fn failures(
-    conn: &mut Connection,
-    rollout: &Rollout,
-    since: Timestamp,
-) -> Result<(u32, u32), StoreError> {
+pub async fn failures(conn: &mut Connection, rollout: &Rollout) -> Result<(u32, u32), StoreError> {
     let (failures, silent): (i64, i64) = sqlx::query_as(
         "SELECT COUNT(DISTINCT node), COUNT(DISTINCT CASE WHEN phase = 'silent' THEN node END) FROM rollout_grant
-         WHERE channel = $1 AND number = $2 AND failed_at > $3",
+         WHERE channel = $1 AND number = $2 AND failed_in >= $3",
     )
     .bind(rollout.channel.as_str())
     .bind(to_number(rollout.number))
-    .bind(to_micros(since))
+    .bind(to_number(rollout.resumes))
     .fetch_one(conn)
     .await?;
     Ok((count(failures), count(silent)))
 }
 
-/// How many nodes have confirmed a rollout's release, or one on the way to it, since a time.
+/// How many nodes have confirmed a rollout's release, or one on the way to it, since it was resumed last.
 ///
 /// # Errors
 /// [`StoreError`] where the database fails.
-pub async fn confirmed_since(
-    conn: &mut Connection,
-    rollout: &Rollout,
-    since: Timestamp,
-) -> Result<u32, StoreError> {
+pub async fn confirmed_since(conn: &mut Connection, rollout: &Rollout) -> Result<u32, StoreError> {
     let confirmed: i64 = sqlx::query_scalar(
         "SELECT COUNT(DISTINCT node) FROM rollout_grant
-         WHERE channel = $1 AND number = $2 AND phase = 'confirmed' AND phase_at > $3",
+         WHERE channel = $1 AND number = $2 AND phase = 'confirmed' AND confirmed_in >= $3",
     )
     .bind(rollout.channel.as_str())
     .bind(to_number(rollout.number))
-    .bind(to_micros(since))
+    .bind(to_number(rollout.resumes))
     .fetch_one(conn)
     .await?;
     Ok(count(confirmed))
