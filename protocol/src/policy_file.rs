@@ -9,6 +9,7 @@ mod read;
 
 pub(crate) use check::{problem, repeated, window_problems};
 pub(crate) use difference::difference;
+pub use read::duration;
 pub(crate) use read::{Reader, Value};
 
 use std::fmt;

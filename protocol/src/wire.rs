@@ -39,10 +39,18 @@
 //! | `PUT /api/v1/lock-policy` | [`LockPolicySet`] | [`LockPolicies`] |
 //! | `POST /api/v1/nodes/<node>/remove` | [`NodeRemove`] | 204 |
 //! | `DELETE /api/v1/nodes/<node>/credential` | | 204 |
+//! | `PUT /api/v1/nodes/<node>/group` | [`NodeGroup`] | 204 |
+//! | `DELETE /api/v1/nodes/<node>/group` | | 204 |
+//! | `PUT /api/v1/nodes/<node>/revocation` | [`NodeRevoke`] | [`NodeRevoked`] |
+//! | `DELETE /api/v1/nodes/<node>/revocation` | | 204 |
+//! | `GET /api/v1/enrolment-tokens` | | [`EnrolmentList`] |
+//! | `POST /api/v1/enrolment-tokens` | [`EnrolmentCreate`] | [`EnrolmentCreated`] |
+//! | `DELETE /api/v1/enrolment-tokens/<id>` | | 204 |
 //! | `POST …/v1/pre-reboot`, `…/v1/steady-state` | [`FleetLockBody`] | 200, or [`FleetLockError`] |
 //!
 //! An error is a status of 4xx or 5xx with an [`ErrorBody`]. Requests under `/api/` carry `Authorization: Bearer` with an
-//! operator's token; what a node says about itself (check, events, lock) carries its [`NodeCredential`] there.
+//! operator's token; what a node says about itself (check, events, lock) carries its [`NodeCredential`] there, and an [`EnrolmentToken`] in
+//! the header [`ENROLMENT_HEADER`] where the server asks for one (401, kind [`NOT_ENROLLED`]).
 
 use crate::digest::Sha256;
 use crate::id::{Arch, BootId, Channel, Group, NodeId};
@@ -53,6 +61,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 mod credential;
+mod enrolment;
 mod lock;
 mod rollout;
 mod stats;
@@ -60,6 +69,10 @@ mod stats;
 mod tests;
 
 pub use credential::{InvalidCredential, NodeCredential};
+pub use enrolment::{
+    ENROLMENT_HEADER, EnrolmentCreate, EnrolmentCreated, EnrolmentInfo, EnrolmentList, EnrolmentState,
+    EnrolmentToken, InvalidEnrolmentToken, NOT_ENROLLED, NodeGroup, NodeRevoke, NodeRevoked, Revocation,
+};
 pub use lock::{
     FleetLockBody, FleetLockClient, FleetLockError, LOCK_BODY_MAX, LockAnswer, LockCommand, LockImport,
     LockInfo, LockList, LockPolicies, LockPolicySet, LockReasons, LockRelease, LockView, NodeRemove,
@@ -348,8 +361,11 @@ pub struct NodeInfo {
     pub node: NodeId,
     /// The channel it follows.
     pub channel: Channel,
-    /// The group it belongs to.
+    /// The group it belongs to: the one that operators placed it in, or else the one that it names itself.
     pub group: Group,
+    /// The group that it names itself, where operators have placed it in [`Self::group`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own_group: Option<Group>,
     /// Its architecture.
     pub arch: Arch,
     /// The version it ran when last heard of.
@@ -363,6 +379,12 @@ pub struct NodeInfo {
     /// The last event it reported, if any; without its evidence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_event: Option<Event>,
+    /// The enrolment token that it came with, by its id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enrolled_with: Option<String>,
+    /// That it is not heard any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked: Option<Revocation>,
 }
 
 /// One node and what it reported.
@@ -412,8 +434,8 @@ pub struct AuditEntry {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ErrorBody {
-    /// For programs: `not-found`, `conflict`, `invalid`, `unauthorized`, `forbidden`, `too-large`, `too-slow`,
-    /// `too-many-requests`, `unavailable`, `full`, `internal`.
+    /// For programs: `not-found`, `conflict`, `invalid`, `unauthorized`, `not-enrolled`, `forbidden`, `too-large`,
+    /// `too-slow`, `too-many-requests`, `unavailable`, `full`, `internal`.
     pub kind: String,
     /// For people: one line saying what, expected, found, and what to do.
     pub message: String,

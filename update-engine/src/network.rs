@@ -6,6 +6,7 @@
 
 pub mod backoff;
 pub mod body;
+mod enrolment;
 pub mod error;
 pub mod metadata;
 pub mod payload;
@@ -26,6 +27,7 @@ use reqwest::Url;
 use reqwest::header::{ACCEPT_ENCODING, HeaderValue};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::path::Path;
 use std::sync::Arc;
 
 /// How often a small request is repeated when its failure looks passing. What the engine does about a server that
@@ -42,6 +44,7 @@ pub struct Client {
     base: Url,
     limits: Arc<Download>,
     credential: Option<Arc<wire::NodeCredential>>,
+    enrolment_token_file: Option<Arc<Path>>,
     /// How often a small request is repeated.
     small_retries: u32,
 }
@@ -62,6 +65,7 @@ impl Client {
             base: server.url.clone(),
             limits: Arc::new(limits),
             credential: None,
+            enrolment_token_file: server.enrolment_token_file.as_deref().map(Arc::from),
             small_retries: SMALL_REQUEST_RETRIES,
         })
     }
@@ -155,8 +159,8 @@ impl Client {
     }
 
     async fn post<T: Serialize>(&self, url: &Url, document: &T) -> Result<Vec<u8>, NetworkError> {
-        self.small(|| async {
-            let request = self.as_node(self.http.post(url.clone()).json(document));
+        self.enrolling(url, |token| async move {
+            let request = token.shown_in(self.as_node(self.http.post(url.clone()).json(document)));
             let body = self.send(url, request).await?;
             body.collect(wire::BODY_MAX as u64).await
         })
@@ -168,7 +172,12 @@ impl Client {
     /// # Errors
     /// [`NetworkError`]
     pub async fn get(&self, path: &str, max_bytes: u64) -> Result<Option<Vec<u8>>, NetworkError> {
-        self.fetch(path, max_bytes, |request| request).await
+        let url = self.url(path)?;
+        let answer = self.small(|| async {
+            let body = self.send(&url, self.http.get(url.clone())).await?;
+            body.collect(max_bytes).await
+        });
+        if_there(answer.await)
     }
 
     /// As [`Self::get`], of a document that is for this node only.
@@ -176,27 +185,14 @@ impl Client {
     /// # Errors
     /// [`NetworkError`]
     pub async fn get_as_node(&self, path: &str, max_bytes: u64) -> Result<Option<Vec<u8>>, NetworkError> {
-        self.fetch(path, max_bytes, |request| self.as_node(request)).await
-    }
-
-    async fn fetch(
-        &self,
-        path: &str,
-        max_bytes: u64,
-        signed: impl Fn(reqwest::RequestBuilder) -> reqwest::RequestBuilder,
-    ) -> Result<Option<Vec<u8>>, NetworkError> {
         let url = self.url(path)?;
-        let answer = self
-            .small(|| async {
-                let body = self.send(&url, signed(self.http.get(url.clone()))).await?;
-                body.collect(max_bytes).await
-            })
-            .await;
-        match answer {
-            Ok(bytes) => Ok(Some(bytes)),
-            Err(NetworkError::Status { status, .. }) if status == 404 => Ok(None),
-            Err(error) => Err(error),
-        }
+        let address = &url;
+        let answer = self.enrolling(address, |token| async move {
+            let request = token.shown_in(self.as_node(self.http.get(address.clone())));
+            let body = self.send(address, request).await?;
+            body.collect(max_bytes).await
+        });
+        if_there(answer.await)
     }
 
     /// Repeats a small request a few times when its failure looks passing.
@@ -231,6 +227,15 @@ impl Client {
         } else {
             Err(error::from_response(url, response, &self.limits).await)
         }
+    }
+}
+
+/// A document, or none where there is none.
+fn if_there(answer: Result<Vec<u8>, NetworkError>) -> Result<Option<Vec<u8>>, NetworkError> {
+    match answer {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(NetworkError::Status { status, .. }) if status == 404 => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

@@ -2,9 +2,10 @@
 //! others wait as well makes their changes with its own, in one transaction and one commit. With one commit each, a disk would
 //! let a few hundred nodes a second go; together it is thousands.
 
+use crate::enrolment::{self, NotBound};
 use crate::rollouts::{self, Ask, Told};
 use crate::server::App;
-use crate::store::{Connection, StoreError, credentials, nodes};
+use crate::store::{Connection, StoreError, nodes, standing};
 use jiff::Timestamp;
 use protocol::digest::Sha256;
 use protocol::id::NodeId;
@@ -28,8 +29,8 @@ pub enum Change {
     Ask(Ask),
     /// It reports.
     Events(NodeId, Vec<Event>),
-    /// It shows its first credential.
-    Bind(ClientId, Sha256),
+    /// It shows its first credential, and the enrolment token that it must have, by their hashes.
+    Bind(ClientId, Sha256, Option<Sha256>),
 }
 
 /// What came of a change.
@@ -39,8 +40,8 @@ pub enum Done {
     Told(Told),
     /// Of [`Change::Events`]: they are on the disk. Of what kinds those are that were not there before.
     Stored(Vec<EventKind>),
-    /// Of a [`Change::Bind`]: what the id is bound to now.
-    Bound(Option<Sha256>),
+    /// Of a [`Change::Bind`]: what the id is bound to now, or why it is not.
+    Bound(Result<Sha256, NotBound>),
 }
 
 type Answer = oneshot::Sender<Result<Done, Arc<StoreError>>>;
@@ -151,17 +152,18 @@ async fn one_commit(app: &App, changes: &[Change]) -> Result<Vec<Done>, StoreErr
 
 async fn one(conn: &mut Connection, change: &Change, now: Timestamp) -> Result<Done, StoreError> {
     Ok(match change {
+        // Who checked it may have believed what another server has changed since.
+        Change::Ask(ask) if standing::revocation(conn, &ClientId::from(&ask.node)).await?.is_some() => {
+            Done::Told(Told::Revoked)
+        }
         Change::Ask(ask) => Done::Told(rollouts::grant(conn, ask, now).await?),
         Change::Events(node, events) => {
             let new = nodes::add_events(conn, node, events, now).await?;
             rollouts::heard(conn, node, &new, now).await?;
             Done::Stored(new.iter().map(|event| event.kind).collect())
         }
-        Change::Bind(node, hash) => {
-            if credentials::bind(conn, node, hash, now).await? {
-                tracing::info!(%node, "a node id is bound to its first credential");
-            }
-            Done::Bound(credentials::find(conn, node).await?)
+        Change::Bind(node, credential, token) => {
+            Done::Bound(enrolment::bind(conn, node, credential, token.as_ref(), now).await?)
         }
     })
 }

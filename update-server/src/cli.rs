@@ -240,6 +240,7 @@ async fn serve(
     let data = DataDir::open(&data.data_dir, data.database().as_ref(), bucket.as_ref()).await?;
     let app = App::new(&data, system_clock()).await.context("cannot read what is published")?;
     app.set_retention(keep.into());
+    app.set_enrolment(args.enrolment);
     app.renew().await;
     let (listener, address) = args.listener(tls.clone()).await?;
     let (ending, ended) = watch::channel(false);

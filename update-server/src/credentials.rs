@@ -1,10 +1,12 @@
-//! Steps 4 and 9: whether a node is who it says. The first credential heard for a node id binds it.
+//! Steps 4 and 9: whether a node is who it says. The first credential heard for a node id binds it, where the server asks for
+//! that only together with an enrolment token.
 
 use crate::auth::bearer;
 use crate::changes::{self, Change, Done};
+use crate::enrolment::{self, Enrolment};
 use crate::error::ApiError;
 use crate::server::App;
-use crate::store::credentials;
+use crate::store::{StoreError, credentials, standing};
 use axum::http::HeaderMap;
 use jiff::{SignedDuration, Timestamp};
 use protocol::digest::Sha256;
@@ -32,7 +34,14 @@ pub enum Need {
 /// need not ask it.
 #[derive(Debug, Default)]
 pub struct Credentials {
-    known: Mutex<HashMap<u128, Known>>,
+    known: Mutex<All>,
+}
+
+#[derive(Debug, Default)]
+struct All {
+    nodes: HashMap<u128, Known>,
+    /// Counts what was forgotten: what was read before that may be wrong.
+    forgotten: u64,
 }
 
 /// What a node id is bound to, and when the database said so, in microseconds. Half a hash each, to be small: 128 bits are
@@ -56,33 +65,40 @@ fn key(node: &ClientId) -> u128 {
 }
 
 impl Credentials {
-    fn known(&self) -> MutexGuard<'_, HashMap<u128, Known>> {
+    fn known(&self) -> MutexGuard<'_, All> {
         // A map is whole at every point.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn remember(&self, node: &ClientId, hash: Option<Sha256>, now: Timestamp) {
+    /// Remembers what was read when so many had been `forgotten`. A node that is revoked is not remembered.
+    fn remember(&self, node: &ClientId, hash: Option<Sha256>, now: Timestamp, forgotten: u64) {
         let mut known = self.known();
-        if known.len() >= KNOWN_MAX {
-            known.clear();
-        }
-        // A request without a credential may have read before another one bound the id.
-        if hash.is_none() && known.get(&key(node)).is_some_and(|known| known.bound.is_some()) {
+        if known.forgotten != forgotten {
             return;
         }
-        known.insert(key(node), Known { bound: hash.as_ref().map(half), at: now.as_microsecond() });
+        if known.nodes.len() >= KNOWN_MAX {
+            known.nodes.clear();
+        }
+        // A request without a credential may have read before another one bound the id.
+        if hash.is_none() && known.nodes.get(&key(node)).is_some_and(|known| known.bound.is_some()) {
+            return;
+        }
+        known.nodes.insert(key(node), Known { bound: hash.as_ref().map(half), at: now.as_microsecond() });
     }
 
-    /// Asks the database anew at the node's next word.
+    /// Asks the database anew at the node's next word. To be called after what has changed is committed.
     pub fn forget(&self, node: &ClientId) {
-        self.known().remove(&key(node));
+        let mut known = self.known();
+        known.nodes.remove(&key(node));
+        known.forgotten += 1;
     }
 
     /// Goes on only if the request is `node`'s own, as far as `need` asks; binds its id at first use.
     ///
     /// # Errors
-    /// [`ApiError::Unauthorized`] without a credential where there must be one, [`ApiError::Forbidden`] for another one
-    /// than the id is bound to.
+    /// [`ApiError::Unauthorized`] without a credential where there must be one, [`ApiError::NotEnrolled`] without an enrolment
+    /// token where there must be one, [`ApiError::Forbidden`] for another credential than the id is bound to, and where it is
+    /// revoked.
     pub async fn check(
         &self,
         app: &App,
@@ -93,18 +109,26 @@ impl Credentials {
         let now = app.now();
         let shown = shown(headers)?.map(|credential| credential.hash());
         if need == Need::IfBound {
-            let believed = self.known().get(&key(node)).copied();
+            let believed = self.known().nodes.get(&key(node)).copied();
             let age = |at: i64| SignedDuration::from_micros(now.as_microsecond().saturating_sub(at)).abs();
             let fresh = |known: &Known| !app.store().is_shared() || age(known.at) < BELIEVED;
             if believed.filter(fresh).is_some_and(|known| known.bound == shown.as_ref().map(half)) {
                 return Ok(());
             }
         }
-        let mut bound = credentials::find(&mut *app.store().read().await?, node).await?;
-        if let (None, Some(hash)) = (&bound, &shown)
-            && let Done::Bound(now) = changes::make(app, Change::Bind(node.clone(), *hash)).await?
-        {
-            bound = now;
+        let forgotten = self.known().forgotten;
+        let (mut bound, revoked) = {
+            let mut conn = app.store().read().await?;
+            (credentials::find(&mut conn, node).await?, standing::revocation(&mut conn, node).await?)
+        };
+        if let Some(of) = revoked {
+            return Err(enrolment::revoked(node, &of, bound.is_some() && bound == shown));
+        }
+        if let (None, Some(hash)) = (&bound, &shown) {
+            bound = Some(bind(app, node, *hash, headers).await?);
+        }
+        if bound.is_none() && app.enrolment() == Enrolment::Token {
+            return Err(enrolment::needed(node));
         }
         if bound != shown {
             return Err(ApiError::Forbidden(format!(
@@ -118,8 +142,20 @@ impl Credentials {
                     .to_owned(),
             ));
         }
-        self.remember(node, bound, now);
+        self.remember(node, bound, now, forgotten);
         Ok(())
+    }
+}
+
+/// Binds a node id at first use, with the enrolment token that the request shows where one is needed.
+async fn bind(app: &App, node: &ClientId, hash: Sha256, headers: &HeaderMap) -> Result<Sha256, ApiError> {
+    let token = match app.enrolment() {
+        Enrolment::Open => None,
+        Enrolment::Token => Some(enrolment::shown(headers)?.ok_or_else(|| enrolment::needed(node))?.hash()),
+    };
+    match changes::make(app, Change::Bind(node.clone(), hash, token)).await? {
+        Done::Bound(bound) => bound.map_err(|why| why.told(node)),
+        _ => Err(StoreError::Abandoned.into()),
     }
 }
 

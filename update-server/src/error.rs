@@ -6,7 +6,7 @@ use crate::store::StoreError;
 use axum::Json;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use protocol::wire::ErrorBody;
+use protocol::wire::{ErrorBody, NOT_ENROLLED};
 use std::error::Error;
 use std::net::IpAddr;
 
@@ -19,6 +19,9 @@ pub enum ApiError {
     /// 401.
     #[error("{0}")]
     Unauthorized(String),
+    /// 401: a node shows no enrolment token where it needs one.
+    #[error("{0}")]
+    NotEnrolled(String),
     /// 403.
     #[error("{0}")]
     Forbidden(String),
@@ -69,6 +72,7 @@ impl ApiError {
         match self {
             Self::Invalid(_) => (StatusCode::BAD_REQUEST, "invalid"),
             Self::Unauthorized(_) => (StatusCode::UNAUTHORIZED, "unauthorized"),
+            Self::NotEnrolled(_) => (StatusCode::UNAUTHORIZED, NOT_ENROLLED),
             Self::Forbidden(_) => (StatusCode::FORBIDDEN, "forbidden"),
             Self::NotFound(_) => (StatusCode::NOT_FOUND, "not-found"),
             Self::Conflict(_) => (StatusCode::CONFLICT, "conflict"),
@@ -150,6 +154,10 @@ pub fn one_line(text: &str) -> String {
     line
 }
 
+/// Of an answer to somebody who showed no secret: nobody was guessing.
+#[derive(Clone, Copy, Debug)]
+pub struct NothingShown;
+
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let (status, kind) = self.kind();
@@ -166,6 +174,9 @@ impl IntoResponse for ApiError {
         }
         if status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
+        }
+        if matches!(self, Self::NotEnrolled(_)) {
+            response.extensions_mut().insert(NothingShown);
         }
         response
     }

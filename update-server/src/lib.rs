@@ -34,6 +34,7 @@ pub mod cli;
 pub mod credentials;
 pub mod data_dir;
 pub mod decision;
+pub mod enrolment;
 pub mod error;
 pub mod listen;
 pub mod locks;

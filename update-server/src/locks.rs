@@ -3,7 +3,7 @@
 
 use crate::server::App;
 use crate::store::audit::{self, Change};
-use crate::store::{Connection, StoreError, locks};
+use crate::store::{Connection, StoreError, locks, standing};
 use crate::webhooks;
 use jiff::{SignedDuration, Timestamp};
 use protocol::id::Group;
@@ -29,6 +29,23 @@ pub enum LockFailure {
         /// Which.
         group: Group,
     },
+    /// Who asks for a permit is not heard any more.
+    #[error(
+        "{node} is revoked and gets no permit: an operator's updatectl node reinstate lets it be heard again"
+    )]
+    Revoked {
+        /// Who.
+        node: ClientId,
+    },
+}
+
+/// Who asks for a permit, if a command does.
+const fn asks(command: &Command) -> Option<&ClientId> {
+    match command {
+        Command::Request(request) => Some(&request.node),
+        Command::FleetLockRequest { node } => Some(node),
+        _ => None,
+    }
 }
 
 /// A group's lock as it was read, with what a decision about it needs to know.
@@ -140,9 +157,14 @@ pub async fn ensure_default(app: &App) -> Result<(), StoreError> {
 /// have done.
 pub async fn perform(app: &App, group: &Group, command: &Command) -> Result<Option<Reply>, LockFailure> {
     {
+        let mut conn = app.store().read().await?;
+        if let Some(node) = asks(command)
+            && standing::revocation(&mut conn, node).await?.is_some()
+        {
+            return Err(LockFailure::Revoked { node: node.clone() });
+        }
         // Most commands change nothing: a poll, the v1 client that says after every boot that it holds nothing. They do
         // not wait for those that write.
-        let mut conn = app.store().read().await?;
         let Some(found) = find_for(&mut conn, group, command, app.now()).await? else { return Ok(None) };
         let applied = apply(&found.document, command, &found.context);
         let noted = match command {
@@ -159,6 +181,7 @@ pub async fn perform(app: &App, group: &Group, command: &Command) -> Result<Opti
         match carry_out(app, group, command).await {
             Ok(Outcome::Done(reply)) => return Ok(reply),
             Ok(Outcome::Lost) => {}
+            Ok(Outcome::Revoked(node)) => return Err(LockFailure::Revoked { node }),
             Err(error) if error.is_conflict() => {}
             Err(error) => return Err(error.into()),
         }
@@ -172,6 +195,8 @@ enum Outcome {
     Done(Option<Reply>),
     /// Another server was faster, and nothing was written.
     Lost,
+    /// Who asks was revoked meanwhile.
+    Revoked(ClientId),
 }
 
 /// Tries once to carry a command out. The revision decides: the document is written only if it still is the one that the
@@ -179,6 +204,11 @@ enum Outcome {
 async fn carry_out(app: &App, group: &Group, command: &Command) -> Result<Outcome, StoreError> {
     let now = app.now();
     let mut change = app.store().write().await?;
+    if let Some(node) = asks(command)
+        && standing::revocation(&mut change, node).await?.is_some()
+    {
+        return Ok(Outcome::Revoked(node.clone()));
+    }
     if let Command::Request(request) = command {
         locks::set_place(&mut change, &request.node, group, request.zone.as_ref(), now).await?;
     }

@@ -2,7 +2,7 @@
 
 use crate::server::App;
 use crate::store::audit::{self, Change};
-use crate::store::{Connection, StoreError, credentials, locks, nodes};
+use crate::store::{Connection, StoreError, credentials, locks, nodes, standing};
 use jiff::Timestamp;
 use protocol::digest::Sha256;
 use protocol::id::Group;
@@ -216,7 +216,52 @@ pub async fn import(
     Ok(change.commit().await.map_err(StoreError::from)?)
 }
 
-/// Takes a node out of all locks, and forgets it and its credential. False where nothing was known of it.
+/// What a node had at a lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Took {
+    /// A permit.
+    Permit,
+    /// A place in the queue.
+    Place,
+}
+
+/// Takes a node's permits and places in queues from all locks, each with an entry in the audit log, in the change that the
+/// caller commits while it has the turn at locks.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn take_from_locks(
+    conn: &mut Connection,
+    node: &ClientId,
+    who: &str,
+    why: &str,
+    now: Timestamp,
+) -> Result<Vec<(Group, Took)>, StoreError> {
+    let command = Command::RemoveNode { node: node.clone(), who: who.to_owned(), why: why.to_owned() };
+    let mut taken = Vec::new();
+    for (revision, document) in locks::list(conn).await? {
+        let held = document.holder(node).is_some();
+        let waits = document.queue.iter().any(|waiter| waiter.node == *node);
+        if !held && !waits {
+            continue;
+        }
+        let context = Context { now, population: None, caps: Vec::new(), quorum: None };
+        let Some(next) = apply(&document, &command, &context).document else { continue };
+        if !locks::swap_document(conn, revision, &next).await? {
+            return Err(StoreError::Corrupt { what: "a lock's revision", found: revision.to_string() });
+        }
+        let (took, what) = if held { (Took::Permit, "permit") } else { (Took::Place, "place") };
+        let detail = format!("the {what} of {node} went with it: {why}");
+        let entry =
+            Change { actor: who, action: "lock.remove", subject: document.group.as_str(), detail: &detail };
+        audit::record(conn, now, entry).await?;
+        taken.push((document.group, took));
+    }
+    Ok(taken)
+}
+
+/// Takes a node out of all locks, and forgets it, its credential and its group. That it is revoked stays. False where nothing was
+/// known of it.
 ///
 /// # Errors
 /// [`StoreError`]; then nothing has changed.
@@ -228,25 +273,8 @@ pub async fn remove_node(app: &App, node: &ClientId, who: &str, why: &str) -> Re
     let mut known = nodes::remove(&mut change, node).await?;
     known |= locks::forget_place(&mut change, node).await?;
     known |= credentials::forget(&mut change, node).await?;
-    let command = Command::RemoveNode { node: node.clone(), who: who.to_owned(), why: why.to_owned() };
-    for (revision, document) in locks::list(&mut change).await? {
-        let held = document.holder(node).is_some();
-        let waits = document.queue.iter().any(|waiter| waiter.node == *node);
-        if !held && !waits {
-            continue;
-        }
-        let context = Context { now, population: None, caps: Vec::new(), quorum: None };
-        let Some(next) = apply(&document, &command, &context).document else { continue };
-        if !locks::swap_document(&mut change, revision, &next).await? {
-            return Err(StoreError::Corrupt { what: "a lock's revision", found: revision.to_string() });
-        }
-        known = true;
-        let what = if held { "permit" } else { "place" };
-        let detail = format!("the {what} of {node} went with it: {why}");
-        let entry =
-            Change { actor: who, action: "lock.remove", subject: document.group.as_str(), detail: &detail };
-        audit::record(&mut change, now, entry).await?;
-    }
+    standing::clear_group(&mut change, node).await?;
+    known |= !take_from_locks(&mut change, node, who, why, now).await?.is_empty();
     if known {
         let entry = Change { actor: who, action: "node.remove", subject: node.as_str(), detail: why };
         audit::record(&mut change, now, entry).await?;

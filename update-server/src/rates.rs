@@ -1,7 +1,7 @@
 //! Steps 4 and 5: how often one address may ask. Nodes' requests need no token, so one bucket for each address bounds them; a
 //! second one, smaller, bounds tokens that were wrong. An address may be a whole site: the defaults are for that.
 
-use crate::error::ApiError;
+use crate::error::{ApiError, NothingShown};
 use axum::extract::{ConnectInfo, Request};
 use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::Next;
@@ -143,7 +143,9 @@ pub(crate) async fn gate(request: Request, next: Next) -> Response {
         return ApiError::TooMany { address, seconds }.into_response();
     }
     let response = next.run(request).await;
-    if response.status() == StatusCode::UNAUTHORIZED {
+    // A fleet that is switched on behind one address asks whether it must enrol: that is no failure.
+    let guessed = response.extensions().get::<NothingShown>().is_none();
+    if response.status() == StatusCode::UNAUTHORIZED && guessed {
         // Counted afterwards. That this one went through is decided.
         let _ = gate.failures.take(address, 1.0, now);
     }

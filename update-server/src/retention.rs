@@ -5,7 +5,7 @@
 
 use crate::server::App;
 use crate::store::audit::{self, Change};
-use crate::store::{Connection, StoreError, credentials, locks, nodes, old, rollouts, stats};
+use crate::store::{Connection, StoreError, credentials, locks, nodes, old, rollouts, standing, stats};
 use jiff::{SignedDuration, Timestamp};
 use protocol::lock::{ClientId, Document};
 use std::time::Duration;
@@ -178,6 +178,7 @@ async fn forget_node(
     nodes::remove(&mut change, node).await?;
     locks::forget_place(&mut change, node).await?;
     credentials::forget(&mut change, node).await?;
+    standing::clear_group(&mut change, node).await?;
     let detail = format!("not heard of for {} days", silence.as_hours() / 24);
     let entry = Change { actor: "server", action: "node.forget", subject: node.as_str(), detail: &detail };
     audit::record(&mut change, now, entry).await?;

@@ -16,7 +16,7 @@ pub use waiting::Waiters;
 use crate::changes::{self, Change, Done};
 use crate::server::App;
 use crate::store::rollouts::{self as stored, GrantKey};
-use crate::store::{Connection, StoreError, channels};
+use crate::store::{Connection, StoreError, channels, standing as operators};
 use crate::webhooks;
 use jiff::{SignedDuration, Timestamp};
 use protocol::id::{Channel, Group, NodeId};
@@ -38,6 +38,8 @@ pub enum Told {
     Declines,
     /// The channel is being pointed at another release at this moment.
     Changing,
+    /// It is not heard any more.
+    Revoked,
 }
 
 /// A node that asks to be let go.
@@ -49,7 +51,7 @@ pub struct Ask {
     pub target: Version,
     /// The node.
     pub node: NodeId,
-    /// Its group.
+    /// Its group: its own word, until it is looked up whether it was placed in one.
     pub group: Group,
     /// The version it could go to.
     pub version: Version,
@@ -120,7 +122,8 @@ pub async fn ask(app: &App, ask: Ask) -> Result<Told, StoreError> {
         // Most are held, or were let go before. They do not wait for those that write.
         let mut conn = app.store().read().await?;
         let Some(rollout) = asked_for(&mut conn, &ask).await? else { return Ok(Told::Changing) };
-        let (told, granted) = standing(&mut conn, &rollout, &ask, app.now()).await?;
+        let asks = placed(&mut conn, ask.clone()).await?;
+        let (told, granted) = standing(&mut conn, &rollout, &asks, app.now()).await?;
         if granted || told != Told::Go {
             return Ok(told);
         }
@@ -131,13 +134,20 @@ pub async fn ask(app: &App, ask: Ask) -> Result<Told, StoreError> {
     }
 }
 
+/// The same node in the group that it was placed in, if it was.
+async fn placed(conn: &mut Connection, ask: Ask) -> Result<Ask, StoreError> {
+    let group = operators::group(conn, &ask.node).await?;
+    Ok(Ask { group: group.unwrap_or(ask.group), ..ask })
+}
+
 /// Counts and grants, in the change that the caller commits.
 ///
 /// # Errors
 /// [`StoreError`].
 pub async fn grant(conn: &mut Connection, ask: &Ask, now: Timestamp) -> Result<Told, StoreError> {
     let Some(rollout) = asked_for(conn, ask).await? else { return Ok(Told::Changing) };
-    let (told, granted) = standing(conn, &rollout, ask, now).await?;
+    let ask = placed(conn, ask.clone()).await?;
+    let (told, granted) = standing(conn, &rollout, &ask, now).await?;
     if granted || told != Told::Go {
         return Ok(told);
     }

@@ -4,6 +4,7 @@ use crate::changes::Changes;
 use crate::checkins::CheckIns;
 use crate::credentials::Credentials;
 use crate::data_dir::DataDir;
+use crate::enrolment::Enrolment;
 use crate::listen::{Listener, ended};
 use crate::locks;
 use crate::metrics::Metrics;
@@ -59,6 +60,7 @@ struct Inner {
     simulation_turn: tokio::sync::Mutex<()>,
     waiters: Waiters,
     retention: OnceLock<Retention>,
+    enrolment: OnceLock<Enrolment>,
     clock: Clock,
     /// When it began to listen.
     began: Timestamp,
@@ -90,6 +92,7 @@ impl App {
             simulation_turn: tokio::sync::Mutex::default(),
             waiters: Waiters::default(),
             retention: OnceLock::new(),
+            enrolment: OnceLock::new(),
             began: clock(),
             clock,
         };
@@ -169,6 +172,17 @@ impl App {
     #[must_use]
     pub fn waiters(&self) -> &Waiters {
         &self.inner.waiters
+    }
+
+    /// Which nodes are heard that were never heard before.
+    #[must_use]
+    pub fn enrolment(&self) -> Enrolment {
+        self.inner.enrolment.get().copied().unwrap_or_default()
+    }
+
+    /// Sets that, before it serves. Only the first time counts.
+    pub fn set_enrolment(&self, enrolment: Enrolment) {
+        self.inner.enrolment.get_or_init(|| enrolment);
     }
 
     /// A turn at a simulation.

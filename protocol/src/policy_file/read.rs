@@ -347,8 +347,9 @@ fn integer(value: &Value<'_>) -> Option<i64> {
     }
 }
 
-/// Seconds of a text such as `1h30m`: each unit once, the larger first.
-fn duration(text: &str) -> Option<u32> {
+/// Seconds of a text such as `1h30m`: each unit once, the larger first; none where it is no such text.
+#[must_use]
+pub fn duration(text: &str) -> Option<u32> {
     let mut total: u32 = 0;
     let mut rest = text;
     for (unit, seconds) in [('d', 86_400), ('h', 3600), ('m', 60), ('s', 1)] {

@@ -38,12 +38,15 @@ fn node_info() -> NodeInfo {
         node: node(),
         channel: channel("alpha"),
         group: "workers".parse().unwrap(),
+        own_group: None,
         arch: "x86-64".parse().unwrap(),
         version: version("1.0.0"),
         slot: Slot::A,
         state: StateName::RolledBack,
         last_seen: time(60),
         last_event: Some(event()),
+        enrolled_with: None,
+        revoked: None,
     }
 }
 

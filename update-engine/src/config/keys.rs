@@ -30,6 +30,11 @@ pub const KEYS: &[Key] = &[
         "a PEM file with this node's client certificate, for a server that asks for one",
     ),
     key("server.key", None, "a PEM file with its private key, not encrypted"),
+    key(
+        "server.enrolment_token_file",
+        None,
+        "the file with an enrolment token, read when a server asks for one before it hears this node; also a systemd credential",
+    ),
     key("identity.channel", None, "the channel this node follows; required"),
     key(
         "identity.group",

@@ -55,6 +55,8 @@ pub struct Server {
     pub url: reqwest::Url,
     /// Certificates.
     pub tls: Tls,
+    /// The file with an enrolment token; a line end at its end does not count.
+    pub enrolment_token_file: Option<PathBuf>,
 }
 
 /// Who the node is to the server.

@@ -3,7 +3,7 @@
 use super::backoff::retry_after;
 use super::body::Body;
 use crate::config::settings::Download;
-use protocol::wire::ErrorBody;
+use protocol::wire::{ErrorBody, NOT_ENROLLED};
 use reqwest::header::LOCATION;
 use reqwest::{Response, StatusCode, Url};
 use std::time::Duration;
@@ -83,6 +83,17 @@ pub enum NetworkError {
         message: String,
         /// How long it asks to be left alone, within bounds.
         retry_after: Option<Duration>,
+    },
+    /// The server hears this node only with an enrolment token.
+    #[error("{url} asks for an enrolment token: {problem}")]
+    NotEnrolled {
+        /// What was asked.
+        url: String,
+        /// What is missing, and what to do.
+        problem: String,
+        /// Why the file cannot be read, if that is it.
+        #[source]
+        source: Option<std::io::Error>,
     },
     /// Another part of the file than asked for.
     #[error("{url} sent the wrong range: expected {expected}, found {found}")]
@@ -174,7 +185,12 @@ pub(super) async fn from_response(url: &Url, response: Response, limits: &Downlo
     }
     let retry_after = retry_after(response.headers()).map(|pause| pause.min(limits.retry_after_max));
     let body = Body::new(url, response, limits).collect(ERROR_BODY_MAX).await.unwrap_or_default();
-    let message = serde_json::from_slice::<ErrorBody>(&body).map(|body| body.message).unwrap_or_default();
+    let ErrorBody { kind, message } = serde_json::from_slice(&body)
+        .unwrap_or_else(|_| ErrorBody { kind: String::new(), message: String::new() });
+    if status == StatusCode::UNAUTHORIZED && kind == NOT_ENROLLED {
+        let problem = "none was sent".to_owned();
+        return NetworkError::NotEnrolled { url: url.to_string(), problem, source: None };
+    }
     let message = message.chars().filter(|c| !c.is_control()).take(300).collect();
     NetworkError::Status { url: url.to_string(), status, message, retry_after }
 }

@@ -169,6 +169,14 @@ impl Client {
         self.send(self.request(Method::POST, path)?.json(body), path).await.map(drop)
     }
 
+    /// Puts a document in the admin API that it answers with nothing but success.
+    ///
+    /// # Errors
+    /// [`OperatorError`].
+    pub async fn put<B: Serialize>(&self, path: &str, body: &B) -> Result<(), OperatorError> {
+        self.send(self.request(Method::PUT, path)?.json(body), path).await.map(drop)
+    }
+
     /// Deletes something of the admin API.
     ///
     /// # Errors

@@ -5,6 +5,7 @@
 
 mod channel;
 mod client;
+mod enrolment;
 mod error;
 mod lock;
 mod node;
@@ -43,6 +44,9 @@ pub enum OperatorCommand {
     /// The nodes that a server has heard of.
     #[command(subcommand)]
     Node(node::NodeCommand),
+    /// Tokens that let nodes enrol, at a server that asks for them.
+    #[command(subcommand)]
+    Enrolment(enrolment::EnrolmentCommand),
     /// The server's record of changes, newest first.
     Audit {
         /// How many entries to show.
@@ -70,6 +74,7 @@ pub async fn run(
         OperatorCommand::Channel(command) => channel::run(command, &client, json).await,
         OperatorCommand::Rollout(command) => rollout::run(command, &client, json).await,
         OperatorCommand::Node(command) => node::run(command, &client, json).await,
+        OperatorCommand::Enrolment(command) => enrolment::run(command, &client, json).await,
         OperatorCommand::Audit { limit, before } => node::audit(&client, limit, before, json).await,
     }
 }

@@ -4,10 +4,14 @@ use super::{Client, OperatorError, ask, print_json, say, tell};
 use crate::lock::shown::holder_line;
 use clap::Subcommand;
 use jiff::Timestamp;
-use protocol::id::NodeId;
+use protocol::id::{Group, NodeId};
 use protocol::lock::ClientId;
 use protocol::status::{Exit, lines, one_line};
-use protocol::wire::{AuditLog, Event, LockList, NodeInfo, NodeList, NodeRemove, NodeShow, SCHEMA};
+use protocol::wire::{
+    AuditLog, Event, LockList, NodeGroup, NodeInfo, NodeList, NodeRemove, NodeRevoke, NodeRevoked, NodeShow,
+    SCHEMA,
+};
+use reqwest::Method;
 use serde_json::json;
 
 /// Commands about nodes.
@@ -36,6 +40,33 @@ pub enum NodeCommand {
     /// Forget a node's credential: the next one that it shows counts. For a node that lost its state or was installed
     /// anew.
     ResetCredential {
+        /// Its id.
+        node: ClientId,
+    },
+    /// Place a node in a group, whatever it says itself: rollouts and lists go by it. Locks go by lock.group on the node.
+    SetGroup {
+        /// Its id: 32 hexadecimal digits.
+        node: NodeId,
+        /// The group.
+        #[arg(required_unless_present = "clear")]
+        group: Option<Group>,
+        /// Let the node's own word count again, instead.
+        #[arg(long, conflicts_with = "group")]
+        clear: bool,
+    },
+    /// Hear a node no more, until it is reinstated: it gets no answer and no permit, and those that it has are freed.
+    Revoke {
+        /// Its id.
+        node: ClientId,
+        /// Why, for the node, for operators and for the audit log.
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Hear a node again that was revoked, with the credential that it had.
+    Reinstate {
         /// Its id.
         node: ClientId,
     },
@@ -72,6 +103,7 @@ pub(super) async fn run(command: NodeCommand, client: &Client, json: bool) -> Re
                 print_json(&show)?;
             } else {
                 print_node(&show.node)?;
+                about(&show.node).iter().try_for_each(|line| say(format_args!("  {line}")))?;
                 show.events.iter().try_for_each(|event| say(format_args!("{}", shown(event).trim_end())))?;
             }
         }
@@ -80,11 +112,24 @@ pub(super) async fn run(command: NodeCommand, client: &Client, json: bool) -> Re
             client.delete(&format!("api/v1/nodes/{}/credential", segment(&node))).await?;
             print_done(&node, "may show a new credential", json)?;
         }
-        NodeCommand::Remove { node, why, yes } => {
-            let LockList { locks, .. } = client.get("api/v1/locks").await?;
-            for holder in locks.iter().filter_map(|info| info.view.document.holder(&node)) {
-                tell(format_args!("{}", holder_line(holder, Timestamp::now())));
+        NodeCommand::SetGroup { node, group, clear: _ } => {
+            let (path, id) = (format!("api/v1/nodes/{node}/group"), ClientId::from(&node));
+            if let Some(group) = group {
+                let body = NodeGroup { schema: SCHEMA, group };
+                client.put(&path, &body).await?;
+                print_done(&id, &format!("is in group {}", body.group), json)?;
+            } else {
+                client.delete(&path).await?;
+                print_done(&id, "is in the group that it names itself", json)?;
             }
+        }
+        NodeCommand::Revoke { node, reason, yes } => return revoke(client, &node, reason, yes, json).await,
+        NodeCommand::Reinstate { node } => {
+            client.delete(&format!("api/v1/nodes/{}/revocation", segment(&node))).await?;
+            print_done(&node, "is heard again", json)?;
+        }
+        NodeCommand::Remove { node, why, yes } => {
+            tell_permits(client, &node).await?;
             tell(format_args!(
                 "{node} will be forgotten, and its permits and places in queues freed: make sure that it is gone for good"
             ));
@@ -94,6 +139,55 @@ pub(super) async fn run(command: NodeCommand, client: &Client, json: bool) -> Re
             print_done(&node, "is removed", json)?;
         }
     }
+    Ok(Exit::Done)
+}
+
+/// Shows the permits that a node holds, before they are taken away.
+async fn tell_permits(client: &Client, node: &ClientId) -> Result<(), OperatorError> {
+    let LockList { locks, .. } = client.get("api/v1/locks").await?;
+    for holder in locks.iter().filter_map(|info| info.view.document.holder(node)) {
+        tell(format_args!("{}", holder_line(holder, Timestamp::now())));
+    }
+    Ok(())
+}
+
+async fn revoke(
+    client: &Client,
+    node: &ClientId,
+    reason: String,
+    yes: bool,
+    json: bool,
+) -> Result<Exit, OperatorError> {
+    tell_permits(client, node).await?;
+    tell(format_args!(
+        "{node} will not be heard any more, and its permits and places in queues freed: make sure that it is not in a reboot"
+    ));
+    ask("revoke it?", yes)?;
+    let path = format!("api/v1/nodes/{}/revocation", segment(node));
+    let revoked = client.change(Method::PUT, &path, &NodeRevoke { schema: SCHEMA, reason }).await;
+    let NodeRevoked { known, permits, places, .. } = match revoked {
+        Err(OperatorError::Server { status: 409, .. }) => {
+            if json {
+                print_json(&json!({ "schema": SCHEMA, "changed": false, "node": node }))?;
+            } else {
+                say(format_args!("{node} was revoked before"))?;
+            }
+            return Ok(Exit::NothingToDo);
+        }
+        revoked => revoked?,
+    };
+    if json {
+        print_json(&json!({
+            "schema": SCHEMA, "changed": true, "node": node, "known": known, "permits": permits, "places": places,
+        }))?;
+        return Ok(Exit::Done);
+    }
+    say(format_args!("{node} is revoked"))?;
+    if !known {
+        tell(format_args!("nothing else is known of it here: look at the id again"));
+    }
+    permits.iter().for_each(|group| tell(format_args!("its permit of group {group} is free")));
+    places.iter().for_each(|group| tell(format_args!("its place in the queue of group {group} is free")));
     Ok(Exit::Done)
 }
 
@@ -126,9 +220,24 @@ fn print_node(node: &NodeInfo) -> Result<(), OperatorError> {
         node.group,
         node.version,
         node.slot.as_str(),
-        node.state,
+        if node.revoked.is_some() { "revoked".to_owned() } else { node.state.to_string() },
         time(node.last_seen)
     ))
+}
+
+/// What operators have said about a node.
+fn about(node: &NodeInfo) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let Some(of) = &node.revoked {
+        lines.push(format!("revoked since {} by {}: {}", time(of.at), of.by, one_line(&of.reason)));
+    }
+    if let Some(own) = &node.own_group {
+        lines.push(format!("placed in group {}; it says {own} itself", node.group));
+    }
+    if let Some(token) = &node.enrolled_with {
+        lines.push(format!("enrolled with token {token}"));
+    }
+    lines
 }
 
 /// An event on a line, and what was seen of a failure below it.

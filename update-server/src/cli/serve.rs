@@ -1,5 +1,6 @@
 //! What `serve` is told: where to listen, and how.
 
+use crate::enrolment::Enrolment;
 use crate::listen::{Limits, Listener};
 use crate::rates::{Gate, Rates};
 use crate::tls::{ClientCertificate, Files, Tls};
@@ -50,6 +51,10 @@ pub(super) struct ServeArgs {
     /// Believe X-Forwarded-For of proxies in this network, as in 10.0.0.0/8; several with commas.
     #[arg(long, env = "UPDATE_SERVER_TRUSTED_PROXY", value_name = "CIDR", value_delimiter = ',')]
     trusted_proxy: Vec<IpNet>,
+    /// Which nodes are heard that were never heard before: open takes every one, token those that show a token of updatectl
+    /// enrolment create. Nodes that are known go on either way.
+    #[arg(long, env = "UPDATE_SERVER_ENROLMENT", value_name = "WHO", default_value = "open")]
+    pub(super) enrolment: Enrolment,
     /// Show /metrics at this address too, without TLS and without a token: an address that only Prometheus reaches.
     #[arg(long, env = "UPDATE_SERVER_METRICS_LISTEN", value_name = "ADDRESS")]
     metrics_listen: Option<String>,

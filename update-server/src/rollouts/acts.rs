@@ -253,6 +253,7 @@ pub async fn explain(app: &App, node: &NodeId) -> Result<Option<NodeExplain>, St
             quarantined: None,
         };
         let (told, _) = super::standing(&mut conn, rollout, &ask, now).await?;
+        let told = if info.revoked.is_some() { Told::Revoked } else { told };
         grant = stored::grant_of(&mut conn, rollout, node, &version).await?;
         if let Told::Held(reasons) = &told {
             because.clone_from(reasons);
@@ -278,6 +279,11 @@ pub fn answer_of(way: UpdateAnswer, told: Told, node: &NodeId, now: Timestamp) -
             decision: Decision::Hold,
             reason: "the channel is pointed at another release at this moment; ask again".to_owned(),
             retry_after_s: Some(CHANGING_RETRY_S),
+            ..way
+        },
+        Told::Revoked => UpdateAnswer {
+            decision: Decision::Hold,
+            reason: "the node is revoked: updatectl node reinstate lets it be heard again".to_owned(),
             ..way
         },
         Told::Held(reasons) => {

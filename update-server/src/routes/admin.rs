@@ -6,12 +6,13 @@ use crate::auth::{Actor, Role};
 use crate::error::ApiError;
 use crate::repository::Wish;
 use crate::server::App;
-use crate::store::{audit as audit_log, nodes as node_store};
+use crate::store::{audit as audit_log, nodes as node_store, standing};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::Uri;
 use protocol::id::{Channel, NodeId};
+use protocol::lock::ClientId;
 use protocol::wire::{
     AuditLog, BODY_MAX, ChannelInfo, ChannelList, ChannelPromote, ChannelSet, NodeList, NodeShow, PUSH_MAX,
     Published, ReleaseInfo, ReleaseList, ReleasePush, RootPush, SCHEMA,
@@ -131,9 +132,14 @@ pub(super) async fn node(
     let id: NodeId = segment.parse()?;
     app.checkins().flush(app.store()).await?;
     let mut conn = app.store().read().await?;
-    let node = node_store::find(&mut conn, &id)
-        .await?
-        .ok_or_else(|| ApiError::NotFound(format!("no node {id} has ever asked this server")))?;
+    let Some(node) = node_store::find(&mut conn, &id).await? else {
+        // It may have been removed, and is revoked all the same.
+        let revoked = standing::revocation(&mut conn, &ClientId::from(&id)).await?;
+        let revoked = revoked.map_or_else(String::new, |of| {
+            format!("; the id is revoked since {:.0} by {}: {}", of.at, of.by, of.reason)
+        });
+        return Err(ApiError::NotFound(format!("no node {id} has ever asked this server{revoked}")));
+    };
     let events = node_store::events(&mut conn, &id, EVENTS).await?;
     Ok(Json(NodeShow { schema: SCHEMA, node, events }))
 }

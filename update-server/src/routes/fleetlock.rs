@@ -1,9 +1,10 @@
 //! Step 9, permit: FleetLock v1, for clients that are not ours (Zincati and others). It is what their protocol says, no
-//! more: no attempt, no boot, no credential, so that any client can speak for any other. Weaker by declaration.
+//! more: no attempt, no boot, no credential, so that any client can speak for any other. Weaker by declaration. It cannot
+//! enrol either, so it is heard whatever the server asks of nodes; an id that is revoked gets no permit.
 
 use crate::error::{cause, chain, one_line};
 use crate::listen::TooSlow;
-use crate::locks;
+use crate::locks::{self, LockFailure};
 use crate::server::App;
 use axum::Json;
 use axum::body::Body;
@@ -111,8 +112,11 @@ async fn answer(
         Asked::PreReboot => Command::FleetLockRequest { node },
         Asked::SteadyState => Command::FleetLockSteady { node },
     };
-    let reply = locks::perform(app, &group, &command).await;
-    match reply.map_err(|error| Failure::internal(&error))? {
+    let reply = locks::perform(app, &group, &command).await.map_err(|error| match error {
+        LockFailure::Revoked { .. } => Failure::new(StatusCode::FORBIDDEN, "revoked", error.to_string()),
+        error => Failure::internal(&error),
+    });
+    match reply? {
         None => Err(Failure::bad(
             "unknown_group",
             format!("there is no group {group}: an operator sets a policy for it first"),

@@ -28,6 +28,7 @@ impl From<LockFailure> for ApiError {
         match error {
             LockFailure::Store(error) => Self::internal(error),
             LockFailure::Contended { .. } => Self::Unavailable(error.to_string()),
+            LockFailure::Revoked { .. } => Self::Forbidden(error.to_string()),
         }
     }
 }

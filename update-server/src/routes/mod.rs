@@ -1,6 +1,7 @@
 //! Steps 4 and 5: HTTP. Which path leads where, and how bodies are read.
 
 pub mod admin;
+pub mod enrolment;
 pub mod fleetlock;
 pub mod lock;
 pub mod node;
@@ -55,6 +56,10 @@ pub fn router(app: App) -> Router {
         .route("/api/v1/nodes/{node}", get(admin::node))
         .route("/api/v1/nodes/{node}/remove", post(lock::remove_node))
         .route("/api/v1/nodes/{node}/credential", delete(lock::reset_credential))
+        .route("/api/v1/nodes/{node}/group", put(enrolment::set_group).delete(enrolment::clear_group))
+        .route("/api/v1/nodes/{node}/revocation", put(enrolment::revoke).delete(enrolment::reinstate))
+        .route("/api/v1/enrolment-tokens", get(enrolment::list).post(enrolment::create))
+        .route("/api/v1/enrolment-tokens/{id}", delete(enrolment::revoke_token))
         .route("/api/v1/stats/events", get(stats::events))
         .route("/api/v1/stats/versions", get(stats::versions))
         .route("/api/v1/audit", get(admin::audit))
@@ -124,11 +129,17 @@ const WHY_MAX: usize = 256;
 
 /// Checks why an operator does something.
 fn reason(why: &str) -> Result<(), ApiError> {
+    reason_named("why", why)
+}
+
+/// As [`reason`], of a field with another name.
+fn reason_named(field: &str, why: &str) -> Result<(), ApiError> {
     let valid = !why.trim().is_empty() && why.len() <= WHY_MAX && !why.contains(char::is_control);
     if valid {
         return Ok(());
     }
-    Err(ApiError::Invalid(format!("why is not valid: expected a line of 1 to {WHY_MAX} bytes that says why")))
+    let expected = format!("expected a line of 1 to {WHY_MAX} bytes that says why");
+    Err(ApiError::Invalid(format!("{field} is not valid: {expected}")))
 }
 
 /// A number or name of the query string, such as `limit` in `?limit=10`.

@@ -144,7 +144,15 @@ impl Endpoint {
     }
 
     fn node(self, must: bool) -> Self {
-        Self { who: Who::Node(must), ..self }.fails(&[401, 403])
+        let mut node = Self { who: Who::Node(must), ..self }.fails(&[401, 403]);
+        node.parameters.push(Parameter {
+            name: "Flipside-Enrolment",
+            place: ParameterIn::Header,
+            required: false,
+            schema: ObjectBuilder::new().schema_type(Type::String).into(),
+            what: "An enrolment token, for a server that answers not-enrolled (401).",
+        });
+        node
     }
 
     fn operator(self, role: Role) -> Self {
@@ -226,7 +234,7 @@ impl Endpoint {
             what: "Keeps browsers out.",
         });
         self.failure = Named::of::<FleetLockError>();
-        self.takes::<T>().answer(200, "So it is.", Holds::Nothing).fails(&[409])
+        self.takes::<T>().answer(200, "So it is.", Holds::Nothing).fails(&[403, 409])
     }
 }
 
@@ -241,14 +249,16 @@ fn number(max: u64) -> RefOr<Schema> {
     ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(0u64)).maximum(Some(max)).into()
 }
 
+/// What is said of whoever asks a lock: also of FleetLock v1's clients.
+const CLIENTS: [&str; 3] = ["/remove", "/credential", "/revocation"];
+
 /// The schema of a path's variable part.
 fn segment(name: &str, path: &str) -> Option<Named> {
     match name {
         "channel" => Some(Named::of::<Channel>()),
         "group" => Some(Named::of::<Group>()),
         "digest" => Some(Named::of::<Sha256>()),
-        // Also what FleetLock v1 clients call themselves.
-        "node" if path.ends_with("/remove") || path.ends_with("/credential") => Some(Named::of::<ClientId>()),
+        "node" if CLIENTS.iter().any(|end| path.ends_with(end)) => Some(Named::of::<ClientId>()),
         "node" => Some(Named::of::<NodeId>()),
         _ => None,
     }

@@ -17,7 +17,7 @@ pub async fn find(conn: &mut Connection, node: &ClientId) -> Result<Option<Sha25
     row.map(|(hash,)| parse("a credential's hash", hash)).transpose()
 }
 
-/// Binds a node id, unless it is bound already. False if it is.
+/// Binds a node id, unless it is bound already. False if it is. `with` is the id of the enrolment token that it came with.
 ///
 /// # Errors
 /// [`StoreError`] where the database fails.
@@ -26,13 +26,16 @@ pub async fn bind(
     node: &ClientId,
     hash: &Sha256,
     at: Timestamp,
+    with: Option<&str>,
 ) -> Result<bool, StoreError> {
     let done = sqlx::query(
-        "INSERT INTO node_credential (node, hash, bound_at) VALUES ($1, $2, $3) ON CONFLICT (node) DO NOTHING",
+        "INSERT INTO node_credential (node, hash, bound_at, enrolled_with) VALUES ($1, $2, $3, $4)
+         ON CONFLICT (node) DO NOTHING",
     )
     .bind(node.as_str())
     .bind(hash.to_string())
     .bind(to_micros(at))
+    .bind(with)
     .execute(conn)
     .await?;
     Ok(done.rows_affected() == 1)

@@ -127,8 +127,8 @@ pub async fn swap_caps(conn: &mut Connection, revision: u64, caps: &Caps) -> Res
     swap(conn, CAPS, revision, caps).await
 }
 
-/// How many nodes a group has that were heard of since `since`: those that asked its lock, and those whose checks name
-/// the group and that asked no other lock. None where there is none.
+/// How many nodes a group has that were heard of since `since`: those that asked its lock, and those that asked no lock and are in
+/// the group, where operators placed them or by their own word. Revoked ones do not count. None where there is none.
 ///
 /// # Errors
 /// [`StoreError`] where the database fails.
@@ -143,8 +143,10 @@ pub async fn population(
            UNION
            SELECT node.node, COALESCE(lock_node.zone, '') AS zone FROM node
            LEFT JOIN lock_node ON lock_node.node = node.node
-           WHERE COALESCE(lock_node.grp, node.grp) = $1 AND node.last_seen >= $2
-         ) AS members GROUP BY zone",
+           LEFT JOIN node_group ON node_group.node = node.node
+           WHERE COALESCE(lock_node.grp, node_group.grp, node.grp) = $1 AND node.last_seen >= $2
+         ) AS members WHERE NOT EXISTS (SELECT 1 FROM node_revocation AS r WHERE r.node = members.node)
+         GROUP BY zone",
     )
     .bind(group.as_str())
     .bind(to_micros(since))

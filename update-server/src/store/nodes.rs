@@ -7,7 +7,7 @@ use protocol::lock::ClientId;
 use protocol::rollout::Rollout;
 use protocol::status::StateName;
 use protocol::version::Version;
-use protocol::wire::{Event, NodeInfo, UpdateCheck};
+use protocol::wire::{Event, NodeInfo, Revocation, UpdateCheck};
 
 /// The most nodes in one statement: a database takes so many values and no more.
 const ROWS: usize = 200;
@@ -130,12 +130,32 @@ struct Row {
     node: String,
     channel: String,
     grp: String,
+    placed: Option<String>,
     arch: String,
     version: String,
     slot: String,
     state: String,
     last_seen: i64,
     last_event: Option<String>,
+    enrolled_with: Option<String>,
+    reason: Option<String>,
+    revoked_at: Option<i64>,
+    revoked_by: Option<String>,
+}
+
+/// What is read of a node, with what operators have said about it.
+macro_rules! select_info {
+    ($rest:literal) => {
+        concat!(
+            "SELECT node.node, channel, node.grp, node_group.grp AS placed, arch, version, slot, state, last_seen,
+             (SELECT document FROM event WHERE event.node = node.node ORDER BY id DESC LIMIT 1) AS last_event,
+             enrolled_with, reason, revoked_at, revoked_by FROM node
+             LEFT JOIN node_group ON node_group.node = node.node
+             LEFT JOIN node_credential ON node_credential.node = node.node
+             LEFT JOIN node_revocation ON node_revocation.node = node.node ",
+            $rest
+        )
+    };
 }
 
 /// A state as it is spelled in JSON and in the database.
@@ -145,16 +165,26 @@ pub(super) fn state_name(text: String) -> Result<StateName, StoreError> {
 }
 
 fn info(row: Row) -> Result<NodeInfo, StoreError> {
+    let own: Group = parse("a group", row.grp)?;
+    let placed: Option<Group> = row.placed.map(|group| parse("a group", group)).transpose()?;
+    let revoked = match (row.reason, row.revoked_at, row.revoked_by) {
+        (Some(reason), Some(at), Some(by)) => Some(Revocation { at: from_micros(at)?, by, reason }),
+        _ => None,
+    };
+    let own_group = placed.is_some().then(|| own.clone());
     Ok(NodeInfo {
         node: parse("a node id", row.node)?,
         channel: parse("a channel", row.channel)?,
-        group: parse("a group", row.grp)?,
+        group: placed.unwrap_or(own),
+        own_group,
         arch: parse("an architecture", row.arch)?,
         version: parse("a version", row.version)?,
         slot: parse("a slot", row.slot)?,
         state: state_name(row.state)?,
         last_seen: from_micros(row.last_seen)?,
         last_event: row.last_event.map(event).transpose()?,
+        enrolled_with: row.enrolled_with,
+        revoked,
     })
 }
 
@@ -163,15 +193,12 @@ fn info(row: Row) -> Result<NodeInfo, StoreError> {
 /// # Errors
 /// [`StoreError`] where the database fails.
 pub async fn list(conn: &mut Connection, skip: u32, limit: u32) -> Result<Vec<NodeInfo>, StoreError> {
-    let rows: Vec<Row> = sqlx::query_as(
-        "SELECT node, channel, grp, arch, version, slot, state, last_seen,
-         (SELECT document FROM event WHERE event.node = node.node ORDER BY id DESC LIMIT 1) AS last_event
-         FROM node ORDER BY last_seen DESC, node LIMIT $1 OFFSET $2",
-    )
-    .bind(i64::from(limit))
-    .bind(i64::from(skip))
-    .fetch_all(conn)
-    .await?;
+    let rows: Vec<Row> =
+        sqlx::query_as(select_info!("ORDER BY last_seen DESC, node.node LIMIT $1 OFFSET $2"))
+            .bind(i64::from(limit))
+            .bind(i64::from(skip))
+            .fetch_all(conn)
+            .await?;
     rows.into_iter().map(info).collect()
 }
 
@@ -189,18 +216,12 @@ pub async fn remove(conn: &mut Connection, node: &ClientId) -> Result<bool, Stor
 /// # Errors
 /// [`StoreError`] where the database fails.
 pub async fn find(conn: &mut Connection, node: &NodeId) -> Result<Option<NodeInfo>, StoreError> {
-    let row: Option<Row> = sqlx::query_as(
-        "SELECT node, channel, grp, arch, version, slot, state, last_seen,
-         (SELECT document FROM event WHERE event.node = node.node ORDER BY id DESC LIMIT 1) AS last_event
-         FROM node WHERE node = $1",
-    )
-    .bind(node.as_str())
-    .fetch_optional(conn)
-    .await?;
+    let row: Option<Row> =
+        sqlx::query_as(select_info!("WHERE node.node = $1")).bind(node.as_str()).fetch_optional(conn).await?;
     row.map(info).transpose()
 }
 
-/// The nodes of a channel that were heard of since a time, counted by architecture and version.
+/// The nodes of a channel that were heard of since a time and are not revoked, counted by architecture and version.
 ///
 /// # Errors
 /// [`StoreError`] where the database fails.
@@ -211,6 +232,7 @@ pub async fn versions(
 ) -> Result<Vec<(Arch, Version, u32)>, StoreError> {
     let rows: Vec<(String, String, i64)> = sqlx::query_as(
         "SELECT arch, version, COUNT(*) FROM node WHERE channel = $1 AND last_seen >= $2
+         AND NOT EXISTS (SELECT 1 FROM node_revocation AS r WHERE r.node = node.node)
          GROUP BY arch, version ORDER BY arch, version",
     )
     .bind(channel.as_str())
@@ -230,7 +252,7 @@ pub async fn versions(
 pub struct Member {
     /// Its id.
     pub node: NodeId,
-    /// Its group.
+    /// Its group: the one that it was placed in, or else its own word.
     pub group: Group,
     /// Its architecture.
     pub arch: Arch,
@@ -238,7 +260,7 @@ pub struct Member {
     pub version: Version,
 }
 
-/// The nodes of a channel that were heard of since a time, by id.
+/// The nodes of a channel that were heard of since a time and are not revoked, by id.
 ///
 /// # Errors
 /// [`StoreError`] where the database fails.
@@ -248,7 +270,9 @@ pub async fn members(
     since: Timestamp,
 ) -> Result<Vec<Member>, StoreError> {
     let rows: Vec<MemberRow> = sqlx::query_as(
-        "SELECT node, grp, arch, version FROM node WHERE channel = $1 AND last_seen >= $2 ORDER BY node",
+        "SELECT node.node, COALESCE(node_group.grp, node.grp), arch, version FROM node
+         LEFT JOIN node_group ON node_group.node = node.node WHERE channel = $1 AND last_seen >= $2
+         AND NOT EXISTS (SELECT 1 FROM node_revocation AS r WHERE r.node = node.node) ORDER BY node.node",
     )
     .bind(channel.as_str())
     .bind(to_micros(since))
@@ -269,9 +293,13 @@ pub async fn not_let_go(
     limit: u32,
 ) -> Result<Vec<Member>, StoreError> {
     let rows: Vec<MemberRow> = sqlx::query_as(
-        "SELECT node, grp, arch, version FROM node WHERE channel = $1 AND last_seen >= $2 AND node >= $3
+        "SELECT node.node, COALESCE(node_group.grp, node.grp), arch, version FROM node
+         LEFT JOIN node_group ON node_group.node = node.node
+         WHERE channel = $1 AND last_seen >= $2 AND node.node >= $3
+         AND NOT EXISTS (SELECT 1 FROM node_revocation AS r WHERE r.node = node.node)
          AND NOT EXISTS (SELECT 1 FROM rollout_grant AS g
-           WHERE g.channel = $1 AND g.number = $4 AND g.version = $5 AND g.node = node.node) ORDER BY node LIMIT $6",
+           WHERE g.channel = $1 AND g.number = $4 AND g.version = $5 AND g.node = node.node)
+         ORDER BY node.node LIMIT $6",
     )
     .bind(rollout.channel.as_str())
     .bind(to_micros(since))

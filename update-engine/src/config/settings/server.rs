@@ -7,7 +7,7 @@ use std::path::PathBuf;
 impl From<reqwest::Url> for Server {
     /// A server whose certificate, if it has one, an authority of the system has signed.
     fn from(url: reqwest::Url) -> Self {
-        Self { url, tls: Tls::default() }
+        Self { url, tls: Tls::default(), enrolment_token_file: None }
     }
 }
 
@@ -15,7 +15,8 @@ impl Reader<'_> {
     pub(super) fn server(&self) -> Result<Server, ConfigError> {
         let tls =
             Tls { ca: self.optional_path("server.ca")?, identity: self.pair("server.cert", "server.key")? };
-        Ok(Server { url: self.url("server.url")?, tls })
+        let enrolment_token_file = self.optional_path("server.enrolment_token_file")?;
+        Ok(Server { url: self.url("server.url")?, tls, enrolment_token_file })
     }
 
     /// A certificate and its private key: both or neither.

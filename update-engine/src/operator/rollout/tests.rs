@@ -91,12 +91,15 @@ fn the_reasons_of_a_node_are_numbered() {
         node: "0123456789abcdef0123456789abcdef".parse().unwrap(),
         channel: "stable".parse().unwrap(),
         group: "web".parse().unwrap(),
+        own_group: None,
         arch: "x86-64".parse().unwrap(),
         version: "1.0.0".parse().unwrap(),
         slot: Slot::A,
         state: StateName::Idle,
         last_seen: start(),
         last_event: None,
+        enrolled_with: None,
+        revoked: None,
     };
     let because = vec![
         Reason::Canary { group: "canary".parse().unwrap() },

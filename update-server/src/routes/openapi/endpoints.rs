@@ -5,9 +5,10 @@ use crate::auth::Role::{Operator, Publisher, Viewer};
 use protocol::id::Channel;
 use protocol::lock::ClientId;
 use protocol::wire::{
-    AuditLog, ChannelInfo, ChannelList, ChannelPromote, ChannelSet, EventStats, Events, FleetLockBody,
-    LockAnswer, LockCommand, LockImport, LockInfo, LockList, LockPolicies, LockPolicySet, LockRelease,
-    LockView, NodeExplain, NodeList, NodeRemove, NodeShow, Published, ReleaseList, ReleasePush, RolloutAct,
+    AuditLog, ChannelInfo, ChannelList, ChannelPromote, ChannelSet, EnrolmentCreate, EnrolmentCreated,
+    EnrolmentList, EventStats, Events, FleetLockBody, LockAnswer, LockCommand, LockImport, LockInfo,
+    LockList, LockPolicies, LockPolicySet, LockRelease, LockView, NodeExplain, NodeGroup, NodeList,
+    NodeRemove, NodeRevoke, NodeRevoked, NodeShow, Published, ReleaseList, ReleasePush, RolloutAct,
     RolloutInfo, RolloutList, RolloutPolicies, RolloutPolicySet, RootPush, SimulationReport,
     SimulationRequest, UpdateAnswer, UpdateCheck, VersionStats,
 };
@@ -15,7 +16,7 @@ use utoipa::openapi::path::HttpMethod::{Delete, Get, Post, Put};
 
 /// All of them.
 pub(super) fn all() -> Vec<Endpoint> {
-    [nodes(), publishing(), rollouts(), fleet(), locks(), server()].concat()
+    [nodes(), publishing(), rollouts(), fleet(), enrolment(), locks(), server()].concat()
 }
 
 fn nodes() -> Vec<Endpoint> {
@@ -182,6 +183,44 @@ fn fleet() -> Vec<Endpoint> {
             .asks_plain("before", number(u64::MAX), "Only entries before this one.")
             .asks_plain("limit", number(u64::from(u32::MAX)), "How many to give; more than 10000 is 10000.")
             .gives::<AuditLog>(),
+    ]
+}
+
+fn enrolment() -> Vec<Endpoint> {
+    vec![
+        Endpoint::new(
+            Put,
+            "/api/v1/nodes/{node}/group",
+            "Places a node in a group, whatever it says itself.",
+        )
+        .operator(Operator)
+        .takes::<NodeGroup>()
+        .done()
+        .fails(&[404]),
+        Endpoint::new(Delete, "/api/v1/nodes/{node}/group", "Lets a node's own word for its group count.")
+            .operator(Operator)
+            .done()
+            .fails(&[404]),
+        Endpoint::new(Put, "/api/v1/nodes/{node}/revocation", "Hears a node no more.")
+            .operator(Operator)
+            .takes::<NodeRevoke>()
+            .gives::<NodeRevoked>()
+            .fails(&[409]),
+        Endpoint::new(Delete, "/api/v1/nodes/{node}/revocation", "Hears a node again.")
+            .operator(Operator)
+            .done()
+            .fails(&[404]),
+        Endpoint::new(Get, "/api/v1/enrolment-tokens", "The tokens that let nodes enrol, newest first.")
+            .operator(Viewer)
+            .gives::<EnrolmentList>(),
+        Endpoint::new(Post, "/api/v1/enrolment-tokens", "Makes a token that lets nodes enrol.")
+            .operator(Operator)
+            .takes::<EnrolmentCreate>()
+            .gives::<EnrolmentCreated>(),
+        Endpoint::new(Delete, "/api/v1/enrolment-tokens/{id}", "Ends such a token for ever.")
+            .operator(Operator)
+            .done()
+            .fails(&[404, 409]),
     ]
 }
 
