@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first thing that does not work")]
 
-mod common;
+use crate::common;
 
 use common::fleet::{Node, act, id, rollout, set_policy};
 use common::{Client, Server, done};
@@ -140,12 +140,12 @@ async fn grants_that_an_older_server_wrote_keep_their_order_and_what_was_forgive
     // The tables as they were.
     let (old, new) = match &server.database.postgres {
         Some(_) => (
-            include_str!("../migrations/postgres/0005_rollouts.sql"),
-            include_str!("../migrations/postgres/0009_grants_in_order.sql"),
+            include_str!("../../migrations/postgres/0005_rollouts.sql"),
+            include_str!("../../migrations/postgres/0009_grants_in_order.sql"),
         ),
         None => (
-            include_str!("../migrations/sqlite/0005_rollouts.sql"),
-            include_str!("../migrations/sqlite/0009_grants_in_order.sql"),
+            include_str!("../../migrations/sqlite/0005_rollouts.sql"),
+            include_str!("../../migrations/sqlite/0009_grants_in_order.sql"),
         ),
     };
     let channel = "stable".parse().unwrap();

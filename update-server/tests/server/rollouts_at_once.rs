@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first thing that does not work")]
 
-mod common;
+use crate::common;
 
 use common::fleet::{Node, rollout, set_policy};
 use common::program::Program;

@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first thing that does not work")]
 
-mod common;
+use crate::common;
 
 use common::{Client, Server, check, done, error};
 use jiff::SignedDuration;

@@ -7,7 +7,7 @@
     reason = "a test stops at the first thing that does not work"
 )]
 
-mod common;
+use crate::common;
 
 use common::check;
 use common::listening::{Listening, token};

@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends where something fails, its own functions included")]
 
-mod common;
+use crate::common;
 
 use axum::http::header;
 use common::{Client, Server, check};

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first thing that does not work")]
 
-mod common;
+use crate::common;
 
 use common::fleet::{Node, id};
 use common::{Client, Server, error};
@@ -117,8 +117,8 @@ async fn an_event_is_counted_once_and_under_names_that_the_server_knows() {
         "SELECT day, channel, version, kind, events FROM event_count ORDER BY day, channel, version, kind";
     let before = rows(server.app.store(), text).await;
     let migration = match server.database.postgres {
-        Some(_) => include_str!("../migrations/postgres/0006_statistics.sql"),
-        None => include_str!("../migrations/sqlite/0006_statistics.sql"),
+        Some(_) => include_str!("../../migrations/postgres/0006_statistics.sql"),
+        None => include_str!("../../migrations/sqlite/0006_statistics.sql"),
     };
     let (_, insert) = migration.split_once("INSERT").unwrap();
     let (insert, _) = insert.split_once(';').unwrap();
@@ -185,7 +185,7 @@ async fn silent_nodes_are_forgotten_but_not_who_holds_a_permit() {
     let bound = ClientId::from(&id(1));
     let mut change = server.app.store().write().await.unwrap();
     let hash = NodeCredential::from_random([1; 32]).hash();
-    assert!(credentials::bind(&mut change, &bound, &hash, server.now()).await.unwrap());
+    assert!(credentials::bind(&mut change, &bound, &hash, server.now(), None).await.unwrap());
     change.commit().await.unwrap();
 
     let known = async || {

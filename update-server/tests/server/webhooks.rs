@@ -6,7 +6,7 @@
     reason = "a test stops at the first thing that does not work"
 )]
 
-mod common;
+use crate::common;
 
 use axum::Router;
 use axum::extract::State;

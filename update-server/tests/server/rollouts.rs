@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first thing that does not work")]
 
-mod common;
+use crate::common;
 
 use common::fleet::{Node, act, explain, id, rollout, set_policy};
 use common::{Client, Operator, Release, Server, done, error};

@@ -6,7 +6,7 @@
     reason = "a test stops at the first thing that does not work"
 )]
 
-mod common;
+use crate::common;
 
 use common::{Operator, Release, Server, done, error, node_sees, root_with, text};
 use jiff::SignedDuration;

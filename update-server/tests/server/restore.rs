@@ -6,7 +6,7 @@
     reason = "a test stops at the first thing that does not work"
 )]
 
-mod common;
+use crate::common;
 
 use common::program::{Home, Program};
 use common::{Client, Operator, Release, node_sees};
