@@ -156,12 +156,10 @@ pub async fn info(app: &App, conn: &mut Connection, rollout: Rollout) -> Result<
     }
     counts.in_flight = stored::used(conn, &rollout.channel, None, true, None).await?.in_flight;
     (counts.all, counts.lost) = stored::ended(conn, &rollout, false).await?;
-    counts.stage = super::stage(conn, &rollout).await?;
-    counts.since = super::failed_since(conn, &rollout).await?;
-    counts.since.confirmed = stored::confirmed_since(conn, &rollout).await?;
-    counts.since.granted = counts.since.ended().saturating_add(counts.in_flight);
     let mut known = super::counts(conn, &rollout).await?;
     known.waiting = super::waits(app, conn, &rollout, &known, now).await?;
+    counts.stage = if rollout.is_last_stage() { super::stage(conn, &rollout).await? } else { known.stage };
+    counts.since = stored::since(conn, &rollout).await?;
     Ok(RolloutInfo { schema: SCHEMA, next_stage: next_stage(&rollout, &known, now), rollout, counts })
 }
 

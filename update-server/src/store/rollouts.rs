@@ -454,14 +454,17 @@ pub async fn failures(conn: &mut Connection, rollout: &Rollout) -> Result<(u32, 
     Ok((count(failures), count(silent)))
 }
 
-/// How many nodes have confirmed a rollout's release, or one on the way to it, since it was resumed last.
+/// How many nodes have confirmed a rollout's release, or one on the way to it, since it was resumed last, without those that
+/// have failed since then: a node that confirmed a step on the way and failed at the next one counts as failed.
 ///
 /// # Errors
 /// [`StoreError`] where the database fails.
 pub async fn confirmed_since(conn: &mut Connection, rollout: &Rollout) -> Result<u32, StoreError> {
     let confirmed: i64 = sqlx::query_scalar(
-        "SELECT COUNT(DISTINCT node) FROM rollout_grant
-         WHERE channel = $1 AND number = $2 AND phase = 'confirmed' AND confirmed_in >= $3",
+        "SELECT COUNT(DISTINCT node) FROM rollout_grant AS g
+         WHERE channel = $1 AND number = $2 AND phase = 'confirmed' AND confirmed_in >= $3
+         AND NOT EXISTS (SELECT 1 FROM rollout_grant AS other WHERE other.channel = g.channel
+           AND other.number = g.number AND other.node = g.node AND other.failed_in >= $3)",
     )
     .bind(rollout.channel.as_str())
     .bind(to_number(rollout.number))
@@ -469,6 +472,26 @@ pub async fn confirmed_since(conn: &mut Connection, rollout: &Rollout) -> Result
     .fetch_one(conn)
     .await?;
     Ok(count(confirmed))
+}
+
+/// What has come of a rollout's nodes since it was resumed last, of those under way, too: each node counts once.
+///
+/// # Errors
+/// [`StoreError`] where the database fails.
+pub async fn since(conn: &mut Connection, rollout: &Rollout) -> Result<Ended, StoreError> {
+    let granted: i64 = sqlx::query_scalar(
+        "SELECT COUNT(DISTINCT node) FROM rollout_grant WHERE channel = $1 AND number = $2
+         AND (failed_in >= $3 OR phase = 'confirmed' AND confirmed_in >= $3
+           OR phase IN ('granted', 'activated', 'rebooting'))",
+    )
+    .bind(rollout.channel.as_str())
+    .bind(to_number(rollout.number))
+    .bind(to_number(rollout.resumes))
+    .fetch_one(&mut *conn)
+    .await?;
+    let (failures, silent) = failures(conn, rollout).await?;
+    let confirmed = confirmed_since(conn, rollout).await?;
+    Ok(Ended { granted: count(granted), confirmed, failed: failures.saturating_sub(silent), silent })
 }
 
 fn count(number: i64) -> u32 {

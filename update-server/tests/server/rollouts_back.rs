@@ -6,10 +6,11 @@
 use crate::common;
 
 use common::fleet::{Node, act, id, rollout, set_policy};
-use common::{Client, Server, done};
+use common::{Client, Release, Server, done};
 use jiff::SignedDuration;
 use protocol::rollout::Rollout;
 use protocol::wire::{ChannelInfo, EventKind, RolloutInfo};
+use reqwest::Method;
 use update_server::rollouts;
 use update_server::store::rollouts as stored;
 
@@ -105,7 +106,8 @@ async fn the_grant_that_was_given_last_is_not_the_one_with_the_latest_time() {
 
 #[tokio::test]
 async fn a_rollout_that_is_over_takes_no_failure_of_the_one_that_runs() {
-    let (server, admin) = rolling("lost_after = \"1h\"\n[channel.stable.halt]\nfailures = 1\n").await;
+    let (server, admin) =
+        rolling("silent_after = \"30m\"\nlost_after = \"1h\"\n[channel.stable.halt]\nfailures = 1\n").await;
     let (mut failed, mut late) = (Node::new(&admin, 1, "web"), Node::new(&admin, 2, "web"));
     assert!(failed.may_go().await && late.may_go().await);
     failed.tell(&[EventKind::Failed]).await;
@@ -130,6 +132,46 @@ async fn a_rollout_that_is_over_takes_no_failure_of_the_one_that_runs() {
     assert_eq!(phase(2, "rebooting").await, 1);
     late.tell(&[EventKind::RolledBack]).await;
     assert_eq!(phase(2, "rolled-back").await, 0);
+}
+
+#[tokio::test]
+async fn each_node_counts_once() {
+    let server = Server::start().await;
+    let admin = server.admin();
+    let mut operator = server.operator();
+    operator.push_root(&admin).await;
+    operator.release(&admin, "1.1.0").await;
+    // 1.1.0 is on the way to 2.0.0.
+    let barrier = Release::new("2.0.0", Some("1.1.0"));
+    admin.upload(&barrier.payload).await;
+    let push = operator.push(&[barrier.add()]);
+    let _: protocol::wire::Published = done(admin.send(Method::POST, "/api/v1/releases", &push).await).await;
+    set_policy(&admin, "[channel.stable.halt]\nfailure_rate = \"60%\"\nleast_failures = 3\n").await;
+    set(&admin, "2.0.0").await;
+    let mut nodes: Vec<Node> = (0..4).map(|n| Node::new(&admin, n, "web")).collect();
+    for (at, node) in nodes.iter_mut().enumerate() {
+        assert!(node.may_go().await);
+        // One fails and tries again: it was let go once.
+        if at == 0 {
+            node.tell(&[EventKind::Failed]).await;
+            assert!(node.may_go().await);
+            let since = rollout(&admin).await.counts.since;
+            assert_eq!((since.granted, since.failed), (1, 1));
+        }
+        node.confirm().await;
+        assert!(node.may_go().await);
+    }
+    let since = rollout(&admin).await.counts.since;
+    assert_eq!((since.granted, since.confirmed, since.failed), (4, 4, 0));
+    for node in &mut nodes[..3] {
+        assert_eq!(rollout(&admin).await.rollout.halted, None);
+        let failed = node.events("2.0.0", &[EventKind::RolledBack]);
+        assert!(node.try_send(&failed).await);
+    }
+    // All that have ended; that they have come through the step before is no success of theirs.
+    let info = rollout(&admin).await;
+    assert_eq!(info.rollout.halted.unwrap().why, "3 of 4 nodes failed");
+    assert_eq!((info.counts.since.granted, info.counts.since.confirmed), (4, 1));
 }
 
 #[tokio::test]
