@@ -15,10 +15,13 @@ use axum::response::{IntoResponse as _, Redirect, Response};
 use axum::routing::post;
 use common::fleet::{Node, act, set_policy};
 use common::program::Program;
-use common::{Operator, Server};
+use common::{Operator, Server, done};
 use jiff::{SignedDuration, Timestamp};
-use protocol::wire::EventKind;
-use serde_json::Value;
+use protocol::id::NodeId;
+use protocol::lock::{AttemptId, ClientId, Command, Reply, Request};
+use protocol::wire::{EventKind, LockAnswer, LockCommand, NodeCredential, SCHEMA};
+use reqwest::Method;
+use serde_json::{Value, json};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -195,6 +198,122 @@ async fn no_more_wait_than_may_and_one_server_sends() {
     assert!(stored::remove(&mut change, "ops").await.unwrap());
     change.commit().await.unwrap();
     assert!(waiting(server.app.store()).await.is_empty());
+}
+
+/// All that a receiver was told, once nothing waits any more, without what differs from run to run.
+async fn all_told(server: &Server, receiver: &Receiver) -> Vec<Value> {
+    let client = reqwest::Client::new();
+    webhooks::tick(&server.app, &client).await.unwrap();
+    while !waiting(server.app.store()).await.is_empty() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let told = receiver.told.lock().unwrap().drain(..).collect::<Vec<_>>();
+    told.iter().map(|(_, body)| serde_json::from_str(body).unwrap()).collect()
+}
+
+#[tokio::test]
+async fn a_holder_that_is_stuck_is_told_once_and_one_that_failed_too() {
+    let server = server().await;
+    let (receiver, url) = Receiver::start().await;
+    add(server.app.store(), &url, &["lock.stuck", "lock.failed"]).await;
+    let id: NodeId = common::fleet::id(1);
+    let credential = NodeCredential::from_random([1; 32]);
+    let client = server.client(credential.reveal());
+    let tell = async |command: Command| {
+        let body = LockCommand { schema: SCHEMA, command };
+        done::<LockAnswer>(client.send(Method::POST, "/v2/lock/default", &body).await).await.reply
+    };
+    let (node, attempt): (ClientId, AttemptId) = (ClientId::from(&id), "a-1".parse().unwrap());
+    let request = Request {
+        node: node.clone(),
+        attempt: attempt.clone(),
+        boot: "boot-1".parse().unwrap(),
+        from: "1.0.0".parse().unwrap(),
+        to: "1.1.0".parse().unwrap(),
+        zone: None,
+        etcd_member: None,
+        priority: 0,
+        reason: "update to 1.1.0".to_owned(),
+    };
+    assert!(matches!(tell(Command::Request(request)).await, Reply::Granted { .. }));
+    update_server::locks::tick(&server.app).await.unwrap();
+    assert_eq!(all_told(&server, &receiver).await, [Value::Null; 0], "it has its time");
+    server.advance(SignedDuration::from_hours(2));
+    let at = server.now();
+    for _ in 0..2 {
+        update_server::locks::tick(&server.app).await.unwrap();
+    }
+    let stuck = json!({
+        "schema": 1, "kind": "lock.stuck", "at": at, "group": "default", "node": node, "version": "1.1.0",
+        "reason": "update to 1.1.0",
+    });
+    assert_eq!(all_told(&server, &receiver).await, [stuck]);
+    server.advance(SignedDuration::from_secs(1));
+    let boot = "boot-2".parse().unwrap();
+    let fail = Command::Fail { node: node.clone(), attempt, boot, reason: "no network".to_owned() };
+    for _ in 0..2 {
+        assert_eq!(tell(fail.clone()).await, Reply::Noted);
+    }
+    let failed = json!({
+        "schema": 1, "kind": "lock.failed", "at": server.now(), "group": "default", "node": node,
+        "version": "1.1.0", "reason": "no network",
+    });
+    assert_eq!(all_told(&server, &receiver).await, [failed]);
+}
+
+#[tokio::test]
+async fn a_node_that_falls_silent_in_its_reboot_is_told_once() {
+    let server = server().await;
+    let (receiver, url) = Receiver::start().await;
+    add(server.app.store(), &url, &["node.silent"]).await;
+    let admin = server.admin();
+    assert!(admin.set_channel("stable", "1.1.0").await.status().is_success());
+    let mut number = 0;
+    let mut node = loop {
+        let node = Node::new(&admin, number, "default");
+        if node.may_go().await {
+            break node;
+        }
+        number += 1;
+    };
+    node.tell(&[EventKind::Activated, EventKind::Rebooting]).await;
+    server.app.checkins().flush(server.app.store()).await.unwrap();
+    update_server::rollouts::tick(&server.app).await.unwrap();
+    assert_eq!(all_told(&server, &receiver).await, [Value::Null; 0]);
+    server.advance(SignedDuration::from_mins(90));
+    for _ in 0..2 {
+        update_server::rollouts::tick(&server.app).await.unwrap();
+    }
+    let silent = json!({
+        "schema": 1, "kind": "node.silent", "at": server.now(), "node": common::fleet::id(number),
+        "version": "1.1.0",
+    });
+    assert_eq!(all_told(&server, &receiver).await, [silent]);
+}
+
+#[tokio::test]
+async fn metadata_that_only_an_operator_can_renew_is_told_of_once_before_it_expires() {
+    let server = server().await;
+    let (receiver, url) = Receiver::start().await;
+    add(server.app.store(), &url, &["metadata.expiring"]).await;
+    let day = SignedDuration::from_hours(24);
+    let began = server.now();
+    let told = |role: &str, version: u32, after: i64| {
+        let expires = began.saturating_add(day * i32::try_from(after).unwrap()).unwrap();
+        json!({
+            "schema": 1, "kind": "metadata.expiring", "at": server.now(), "role": role, "version": version,
+            "expires": expires,
+        })
+    };
+    server.advance(day * 68);
+    assert_eq!(all_told(&server, &receiver).await, [Value::Null; 0]);
+    // The first targets metadata had no release; the second one is what nodes are given.
+    server.advance(day * 2);
+    assert_eq!(all_told(&server, &receiver).await, [told("targets", 2, 90)]);
+    server.advance(day);
+    assert_eq!(all_told(&server, &receiver).await, [Value::Null; 0], "once");
+    server.advance(day * (365 - 20 - 71));
+    assert_eq!(all_told(&server, &receiver).await, [told("root", 1, 365)]);
 }
 
 /// What was acknowledged before a kill is told by the next server. The secret is shown once.
