@@ -40,9 +40,17 @@ impl Small {
     /// # Errors
     /// Where a program fails.
     pub fn new() -> Result<Self> {
+        Self::new_in(World::new()?)
+    }
+
+    /// The same in a world that is there.
+    ///
+    /// # Errors
+    /// Where a program fails.
+    pub fn new_in(world: World) -> Result<Self> {
         let old = Tree::generate(11, FILES);
         let new = old.updated(12, 20);
-        Self::with_trees(World::new()?, &old, new, IMAGE)
+        Self::with_trees(world, &old, new, IMAGE)
     }
 
     /// The same with a 1.1.0 that shares nothing with 1.0.0, so that all of it must be fetched.

@@ -92,6 +92,7 @@ fn reads_back<T: Serialize + DeserializeOwned + PartialEq + Debug>(document: &T)
     assert_eq!(&serde_json::from_value::<T>(value).unwrap(), document);
 }
 
+mod enrolment;
 mod lock;
 
 document!(

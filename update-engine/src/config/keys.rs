@@ -39,7 +39,7 @@ pub const KEYS: &[Key] = &[
     key(
         "identity.group",
         Some("\"default\""),
-        "the set of nodes it belongs to: rollouts and reboot locks go by it",
+        "the set of nodes it belongs to: rollouts go by it, unless the server places the node in another, and reboot locks",
     ),
     key(
         "identity.arch",

@@ -1,5 +1,6 @@
 //! A client and a server that does everything wrong.
 
+mod enrolment;
 pub(crate) mod hostile;
 
 use super::payload::{Payload, Piece};

@@ -19,6 +19,7 @@ pub(crate) struct Request {
     pub(crate) path: String,
     pub(crate) range: Option<Range<u64>>,
     pub(crate) authorization: Option<String>,
+    pub(crate) enrolment: Option<String>,
 }
 
 /// What is answered.
@@ -215,5 +216,6 @@ async fn read(stream: &mut TcpStream) -> Option<Request> {
     });
     let mut first = lines.first()?.split(' ');
     let (method, path) = (first.next()?.to_owned(), first.next()?.to_owned());
-    Some(Request { method, path, range, authorization: header("authorization") })
+    let (authorization, enrolment) = (header("authorization"), header("flipside-enrolment"));
+    Some(Request { method, path, range, authorization, enrolment })
 }
