@@ -91,6 +91,27 @@ pub struct TargetCustom {
     /// which a downgrade is authorised.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allow_downgrade_from: Option<Version>,
+    /// A dead end: no release leads on from this one, and why, in one line. Nodes are not sent there, and one that runs it is
+    /// offered nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dead_end: Option<String>,
+}
+
+/// The longest reason of a dead end, in bytes.
+pub const DEAD_END_MAX: usize = 256;
+
+/// Checks why a release is a dead end.
+///
+/// # Errors
+/// What is wrong, in one line.
+pub fn check_dead_end(why: &str) -> Result<(), String> {
+    if !why.trim().is_empty() && why.len() <= DEAD_END_MAX && !why.contains(char::is_control) {
+        return Ok(());
+    }
+    Err(format!(
+        "the reason of a dead end is not valid: expected a line of 1 to {DEAD_END_MAX} bytes that says why, found {} bytes",
+        why.len()
+    ))
 }
 
 /// A document that cannot be used.

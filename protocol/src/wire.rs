@@ -91,6 +91,9 @@ pub const BODY_MAX: usize = 1 << 20;
 /// The longest [`ReleasePush`] or [`RootPush`], in bytes: it carries whole metadata files.
 pub const PUSH_MAX: usize = 16 << 20;
 
+/// How many versions in quarantine a server keeps of a node.
+pub const QUARANTINE_MAX: usize = 32;
+
 /// The longest evidence of an event, in bytes.
 pub const EVIDENCE_MAX: usize = 16 << 10;
 
@@ -286,6 +289,9 @@ pub struct ReleaseInfo {
     pub payload_bytes: u64,
     /// The channels that hold it.
     pub channels: Vec<Channel>,
+    /// Why it is a dead end, if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dead_end: Option<String>,
 }
 
 /// Points a channel at a release.
@@ -299,6 +305,9 @@ pub struct ChannelSet {
     /// Do it although some of the channel's nodes have no way to that release.
     #[serde(default)]
     pub leave_behind: bool,
+    /// Do it although that release is a dead end: its nodes go there and no further.
+    #[serde(default)]
+    pub to_dead_end: bool,
 }
 
 /// Points a channel at what another one points at.
@@ -312,6 +321,9 @@ pub struct ChannelPromote {
     /// Do it although some of the channel's nodes have no way to that release.
     #[serde(default)]
     pub leave_behind: bool,
+    /// Do it although that release is a dead end: its nodes go there and no further.
+    #[serde(default)]
+    pub to_dead_end: bool,
     /// Why it is done although the policy's gate is closed, if it is to be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub despite_gate: Option<String>,
@@ -341,6 +353,26 @@ pub struct ChannelInfo {
     pub changed_at: Timestamp,
     /// The name of the token that changed it.
     pub changed_by: String,
+    /// Whether its nodes go there although the release is a dead end.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub to_dead_end: bool,
+    /// Its nodes that are on dead ends and stay there, in the answer to a change of the channel; nothing in lists.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub on_dead_ends: Vec<OnDeadEnd>,
+}
+
+/// Nodes of a channel on one dead end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct OnDeadEnd {
+    /// The version they run.
+    pub version: Version,
+    /// Their architecture.
+    pub arch: Arch,
+    /// How many were heard of in the last 30 days.
+    pub nodes: u32,
+    /// Why it is a dead end.
+    pub why: String,
 }
 
 /// The nodes a server has heard of.
@@ -385,6 +417,24 @@ pub struct NodeInfo {
     /// That it is not heard any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked: Option<Revocation>,
+    /// The versions that it does not take, because they failed there, the newest [`QUARANTINE_MAX`] of them; none where its
+    /// engine does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quarantine: Option<Vec<Version>>,
+    /// Why the release that it runs is a dead end, if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dead_end: Option<String>,
+}
+
+impl NodeInfo {
+    /// Whether it says that it does not take a version; none where that is not known.
+    #[must_use]
+    pub fn quarantined(&self, version: &Version) -> Option<bool> {
+        let quarantine = self.quarantine.as_ref()?;
+        let contains = quarantine.contains(version);
+        // Of more than are kept the others are not known.
+        (contains || quarantine.len() < QUARANTINE_MAX).then_some(contains)
+    }
 }
 
 /// One node and what it reported.

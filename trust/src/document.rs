@@ -252,6 +252,13 @@ pub enum TargetsChange {
         /// What the role says beside it.
         custom: TargetCustom,
     },
+    /// What is said of a file as a dead end, and nothing else of it.
+    DeadEnd {
+        /// Its target path; a file that is not listed is left out.
+        path: String,
+        /// Why it is one; none where it is none.
+        why: Option<String>,
+    },
     /// A file is withdrawn.
     Remove {
         /// Its target path.
@@ -276,6 +283,21 @@ fn target_file(bytes: &[u8], custom: &TargetCustom) -> Result<Value, BuildError>
     Ok(file)
 }
 
+fn set_dead_end(file: &mut Map<String, Value>, why: Option<&str>) {
+    let custom = file.entry("custom").or_insert_with(|| json!({}));
+    // What is no object says nothing that anybody believes.
+    let mut said = custom.as_object().cloned().unwrap_or_default();
+    match why {
+        Some(why) => said.insert("dead_end".to_owned(), why.into()),
+        None => said.remove("dead_end"),
+    };
+    if said.is_empty() {
+        file.remove("custom");
+    } else {
+        *custom = said.into();
+    }
+}
+
 /// The next targets metadata: the previous one with its version raised and the changes applied in order. Without
 /// changes it renews. Fields that this code does not know are kept.
 ///
@@ -296,6 +318,11 @@ pub fn next_targets(
         match change {
             TargetsChange::Add { path, bytes, custom } => {
                 signed["targets"][path] = target_file(bytes, custom)?;
+            }
+            TargetsChange::DeadEnd { path, why } => {
+                if let Some(file) = signed["targets"].get_mut(path).and_then(Value::as_object_mut) {
+                    set_dead_end(file, why.as_deref());
+                }
             }
             TargetsChange::Remove { path } => {
                 if let Some(targets) = signed["targets"].as_object_mut() {

@@ -137,7 +137,7 @@ async fn downgrade() {
 async fn authorised_downgrade() {
     let (mut fixture, mut node) = ready();
     let old = manifest("0.9.0", "x86-64");
-    let custom = TargetCustom { allow_downgrade_from: Some(version("1.1.0")) };
+    let custom = TargetCustom { allow_downgrade_from: Some(version("1.1.0")), dead_end: None };
     fixture.release_as(&Manifest::target_path(&old.version, &old.arch), &old, custom);
     fixture.channel("alpha", &["0.9.0"]);
     node.offered(&fixture, "0.9.0").await.unwrap();

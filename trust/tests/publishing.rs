@@ -75,6 +75,32 @@ fn fields_of_a_newer_tool_survive() {
 }
 
 #[test]
+fn a_dead_end_is_said_beside_what_is_said_already() {
+    let (fixture, _) = ready();
+    let name = format!("{}.targets.json", fixture.targets().version());
+    let path = "releases/1.1.0/x86-64/manifest.json";
+    let before = serde_json::json!({ "allow_downgrade_from": "1.2.0", "x": 1 });
+    fixture.forge(&name, &[&fixture.targets_key], |signed| {
+        signed["targets"][path]["custom"] = before.clone();
+    });
+    let targets = verify_targets_signatures(&fixture.get(&name), &fixture.root()).unwrap();
+    let next = |from, path: &str, why: Option<&str>| {
+        let change = TargetsChange::DeadEnd { path: path.to_owned(), why: why.map(str::to_owned) };
+        let bytes = document::next_targets(from, &[change], fixture.now, &[&fixture.targets_key]).unwrap();
+        verify_targets_signatures(&bytes, &fixture.root()).unwrap()
+    };
+    let marked = next(&targets, path, Some("it cannot write"));
+    let custom = marked.target(path).unwrap().custom;
+    assert_eq!(custom.dead_end.as_deref(), Some("it cannot write"));
+    assert_eq!(custom.allow_downgrade_from.unwrap().as_str(), "1.2.0");
+    let cleared = next(&marked, path, None);
+    let value: serde_json::Value = serde_json::from_slice(cleared.bytes()).unwrap();
+    assert_eq!(value["signed"]["targets"][path]["custom"], before, "and all else is as it was");
+    let unknown = next(&targets, "releases/9.9.9/x86-64/manifest.json", Some("w"));
+    assert_eq!(unknown.releases().count(), targets.releases().count(), "nothing is released by that");
+}
+
+#[test]
 fn pushed_targets_are_checked() {
     let (fixture, _) = ready();
     let root = fixture.root();

@@ -4,7 +4,7 @@
 use crate::store::{Store, StoreError, nodes};
 use jiff::Timestamp;
 use protocol::id::NodeId;
-use protocol::wire::UpdateCheck;
+use protocol::wire::{QUARANTINE_MAX, UpdateCheck};
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -27,7 +27,11 @@ impl CheckIns {
 
     /// Takes what a node said. True if so much waits that it should be written now.
     #[must_use]
-    pub fn add(&self, check: UpdateCheck, at: Timestamp) -> bool {
+    pub fn add(&self, mut check: UpdateCheck, at: Timestamp) -> bool {
+        if let Some(quarantine) = check.quarantine.as_mut().filter(|all| all.len() > QUARANTINE_MAX) {
+            // What waits is bounded, whatever a node says.
+            *quarantine = quarantine.split_off(quarantine.len() - QUARANTINE_MAX);
+        }
         let mut waiting = self.waiting();
         waiting.insert(check.node.clone(), (check, at));
         waiting.len() >= WAITING_MAX

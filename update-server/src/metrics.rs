@@ -61,6 +61,11 @@ struct Running {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfVersion {
+    version: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct OfRole {
     role: String,
 }
@@ -92,6 +97,7 @@ pub struct Metrics {
 #[derive(Default)]
 struct Stored {
     nodes: Family<Running, Gauge>,
+    dead_ends: Family<OfVersion, Gauge>,
     expiry: Family<OfRole, Seconds>,
     holders: Family<OfGroup, Gauge>,
     waiters: Family<OfGroup, Gauge>,
@@ -145,6 +151,11 @@ impl Metrics {
             "flipside_nodes",
             "Nodes by what they said at their last check",
             stored.nodes.clone(),
+        );
+        registry.register(
+            "flipside_dead_end_nodes",
+            "Nodes that said at their last check that they run a release which is a dead end",
+            stored.dead_ends.clone(),
         );
         registry.register(
             "flipside_metadata_expiry_timestamp_seconds",
@@ -235,6 +246,7 @@ async fn figures(app: &App) -> Result<Figures, StoreError> {
 impl Stored {
     fn clear(&self) {
         self.nodes.clear();
+        self.dead_ends.clear();
         self.expiry.clear();
         for family in [&self.holders, &self.waiters, &self.stuck] {
             family.clear();
@@ -247,6 +259,9 @@ impl Stored {
         self.up.set(1);
         for (channel, version, count) in figures.nodes {
             self.nodes.get_or_create(&Running { channel, version }).set(count);
+        }
+        for (version, count) in figures.dead_ends {
+            self.dead_ends.get_or_create(&OfVersion { version }).set(count);
         }
         for (role, expires) in figures.expiry {
             // Whole seconds are exact in a float for some more years.

@@ -118,8 +118,11 @@ fn channel_file_as_it_is_written() {
 
 #[test]
 fn target_custom_as_it_is_written() {
-    let custom = TargetCustom { allow_downgrade_from: Some(version("1.1.0")) };
+    let mut custom = TargetCustom { allow_downgrade_from: Some(version("1.1.0")), dead_end: None };
     assert_eq!(serde_json::to_value(&custom).unwrap(), json!({ "allow_downgrade_from": "1.1.0" }));
+    custom =
+        TargetCustom { allow_downgrade_from: None, dead_end: Some("its updater cannot write".to_owned()) };
+    assert_eq!(serde_json::to_value(&custom).unwrap(), json!({ "dead_end": "its updater cannot write" }));
     assert_eq!(serde_json::to_value(TargetCustom::default()).unwrap(), json!({}));
 }
 
@@ -270,5 +273,14 @@ proptest! {
             prop_assert_eq!(parsed.version, version("1.1.0"));
             prop_assert_eq!(parsed.arch, arch());
         }
+    }
+}
+
+#[test]
+fn the_reason_of_a_dead_end_is_a_line_of_bounded_length() {
+    assert_eq!(check_dead_end("its updater cannot write"), Ok(()));
+    assert_eq!(check_dead_end(&"x".repeat(DEAD_END_MAX)), Ok(()));
+    for wrong in ["", "  ", "two\nlines", "\u{1b}[2J", &"x".repeat(DEAD_END_MAX + 1)] {
+        assert!(check_dead_end(wrong).is_err(), "{wrong:?}");
     }
 }

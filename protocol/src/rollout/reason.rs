@@ -152,7 +152,12 @@ impl fmt::Display for Reason {
             Self::RolledBack { version, at } => {
                 write!(f, "this node came back from {version} at {at:.0} and is not let go to it again")
             }
-            Self::Quarantined { version } => write!(f, "{version} is quarantined on this node"),
+            Self::Quarantined { version } => {
+                write!(
+                    f,
+                    "{version} is quarantined on this node; updatectl quarantine clear there allows it again"
+                )
+            }
             Self::Canary { group } => write!(f, "the group {group} goes first"),
             Self::Wave { wave, of, share, place } => {
                 write!(f, "wave {wave} of {of} reaches {share} of the nodes, and this one stands at {place}")

@@ -249,7 +249,10 @@ fn a_node_that_came_back_is_let_go_again_only_if_its_quarantine_was_cleared() {
     assert_eq!(ask(None, Some(&grant)), came_back);
     assert_eq!(ask(Some(true), Some(&grant)), came_back);
     assert_eq!(ask(Some(false), Some(&grant)), "");
-    assert_eq!(ask(Some(true), None), "1.1.0 is quarantined on this node");
+    assert_eq!(
+        ask(Some(true), None),
+        "1.1.0 is quarantined on this node; updatectl quarantine clear there allows it again"
+    );
 }
 
 #[test]

@@ -40,6 +40,9 @@ pub struct RolloutCounts {
     pub nodes: u32,
     /// Those of them that run the release.
     pub at_version: u32,
+    /// Those of them that run another release which is a dead end: they are not waited for.
+    #[serde(default)]
+    pub dead_ends: u32,
     /// Under way.
     pub in_flight: u32,
     /// No longer waited for.
@@ -105,7 +108,7 @@ pub struct NodeExplain {
     pub schema: u32,
     /// The node, as it was last heard of.
     pub node: NodeInfo,
-    /// What it would be told.
+    /// What it would be told; to wait, too, where it would be offered what it has in quarantine, so that it refuses by itself.
     pub decision: Decision,
     /// Where it could go.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -163,8 +166,11 @@ pub struct SimulationReport {
     pub began_at: Timestamp,
     /// Nodes that it is for: those that do not run the release and have a way to it.
     pub nodes: u32,
-    /// Nodes of the channel that have no way to it.
+    /// Nodes of the channel that have no way to it, those on dead ends aside.
     pub left_behind: u32,
+    /// Nodes of the channel that run another release which is a dead end.
+    #[serde(default)]
+    pub dead_ends: u32,
     /// How far it was, in equal steps of time, the last one at its end.
     pub points: Vec<SimulationPoint>,
     /// What happened when, each in one line.

@@ -47,6 +47,8 @@ fn node_info() -> NodeInfo {
         last_event: Some(event()),
         enrolled_with: None,
         revoked: None,
+        quarantine: Some(vec![version("1.1.0")]),
+        dead_end: Some("its updater cannot write".to_owned()),
     }
 }
 
@@ -57,7 +59,25 @@ fn channel_info() -> ChannelInfo {
         version: version("1.1.0"),
         changed_at: time(1),
         changed_by: "admin".to_owned(),
+        to_dead_end: true,
+        on_dead_ends: vec![OnDeadEnd {
+            version: version("1.0.0"),
+            arch: "x86-64".parse().unwrap(),
+            nodes: 3,
+            why: "its updater cannot write".to_owned(),
+        }],
     }
+}
+
+#[test]
+fn of_a_long_quarantine_what_is_not_kept_is_not_known() {
+    let mut node = node_info();
+    let (in_it, other) = (version("1.1.0"), version("1.2.0"));
+    assert_eq!((node.quarantined(&in_it), node.quarantined(&other)), (Some(true), Some(false)));
+    node.quarantine = Some(vec![in_it.clone(); QUARANTINE_MAX]);
+    assert_eq!((node.quarantined(&in_it), node.quarantined(&other)), (Some(true), None));
+    node.quarantine = None;
+    assert_eq!(node.quarantined(&in_it), None);
 }
 
 /// Adds a field that nobody knows to every object.
@@ -157,13 +177,23 @@ document!(
             image_bytes: 1 << 30,
             payload_bytes: 300_000_000,
             channels: vec![channel("alpha"), channel("beta")],
+            dead_end: Some("its updater cannot write".to_owned()),
         }],
     }
 );
-document!(channel_set, ChannelSet { schema: SCHEMA, version: version("1.1.0"), leave_behind: false });
+document!(
+    channel_set,
+    ChannelSet { schema: SCHEMA, version: version("1.1.0"), leave_behind: false, to_dead_end: false }
+);
 document!(
     channel_promote,
-    ChannelPromote { schema: SCHEMA, from: channel("alpha"), leave_behind: false, despite_gate: None }
+    ChannelPromote {
+        schema: SCHEMA,
+        from: channel("alpha"),
+        leave_behind: false,
+        to_dead_end: false,
+        despite_gate: None
+    }
 );
 document!(channel_list, ChannelList { schema: SCHEMA, channels: vec![channel_info()] });
 document!(node_list, NodeList { schema: SCHEMA, nodes: vec![node_info()] });

@@ -3,7 +3,7 @@
 use super::{Client, OperatorError, print_json, say};
 use clap::Subcommand;
 use protocol::id::Channel;
-use protocol::status::Exit;
+use protocol::status::{Exit, one_line};
 use protocol::version::Version;
 use protocol::wire::{ChannelInfo, ChannelList, ChannelPromote, ChannelSet, SCHEMA};
 use reqwest::Method;
@@ -24,6 +24,9 @@ pub enum ChannelCommand {
         /// Do it although some of the channel's nodes have no way to that release.
         #[arg(long)]
         leave_behind: bool,
+        /// Do it although that release is a dead end: nodes go there, and no further by themselves.
+        #[arg(long)]
+        to_dead_end: bool,
     },
     /// Point a channel at what another one points at.
     Promote {
@@ -34,6 +37,9 @@ pub enum ChannelCommand {
         /// Do it although some of the channel's nodes have no way to that release.
         #[arg(long)]
         leave_behind: bool,
+        /// Do it although that release is a dead end: nodes go there, and no further by themselves.
+        #[arg(long)]
+        to_dead_end: bool,
         /// Do it although the policy's promotion gate is closed, and say why.
         #[arg(long, value_name = "WHY")]
         despite_gate: Option<String>,
@@ -48,44 +54,50 @@ pub(super) async fn run(command: ChannelCommand, client: &Client, json: bool) ->
             print(&list, json)?;
             Ok(Exit::Done)
         }
-        ChannelCommand::Set { channel, version, leave_behind } => {
+        ChannelCommand::Set { channel, version, leave_behind, to_dead_end } => {
             let path = format!("api/v1/channels/{channel}");
-            let body = ChannelSet { schema: SCHEMA, version: version.clone(), leave_behind };
-            change(client, Method::PUT, &path, &body, find(&channel), Some(&version), json).await
+            let body = ChannelSet { schema: SCHEMA, version: version.clone(), leave_behind, to_dead_end };
+            let wanted = (Some(&version), to_dead_end);
+            change(client, Method::PUT, &path, &body, find(&channel), wanted, json).await
         }
-        ChannelCommand::Promote { from, to, leave_behind, despite_gate } => {
+        ChannelCommand::Promote { from, to, leave_behind, to_dead_end, despite_gate } => {
             let path = format!("api/v1/channels/{to}/promote");
             let version = find(&from).map(|info| info.version.clone());
-            let body = ChannelPromote { schema: SCHEMA, from, leave_behind, despite_gate };
-            change(client, Method::POST, &path, &body, find(&to), version.as_ref(), json).await
+            let body = ChannelPromote { schema: SCHEMA, from, leave_behind, to_dead_end, despite_gate };
+            let wanted = (version.as_ref(), to_dead_end);
+            change(client, Method::POST, &path, &body, find(&to), wanted, json).await
         }
     }
 }
 
-/// Makes a change unless the channel points at `wanted` already.
+/// Makes a change unless the channel points at the release already, and to it as a dead end where that is wanted.
 async fn change<B: Serialize>(
     client: &Client,
     method: Method,
     path: &str,
     body: &B,
     before: Option<&ChannelInfo>,
-    wanted: Option<&Version>,
+    (wanted, to_dead_end): (Option<&Version>, bool),
     json: bool,
 ) -> Result<Exit, OperatorError> {
-    if let Some(info) = before.filter(|info| Some(&info.version) == wanted) {
+    let before = before.filter(|info| Some(&info.version) == wanted);
+    if let Some(info) = before.filter(|info| info.to_dead_end || !to_dead_end) {
         print_changed(info, false, json)?;
         return Ok(Exit::NothingToDo);
     }
     let info: ChannelInfo = client.change(method, path, body).await?;
-    print_changed(&info, true, json)?;
-    Ok(Exit::Done)
+    // The release may be no dead end; then there was nothing to insist on.
+    let changed = before.is_none_or(|before| before.to_dead_end != info.to_dead_end);
+    print_changed(&info, changed, json)?;
+    Ok(if changed { Exit::Done } else { Exit::NothingToDo })
 }
 
 fn print_changed(info: &ChannelInfo, changed: bool, json: bool) -> Result<(), OperatorError> {
     if json {
         return print_json(&json!({
             "schema": SCHEMA, "changed": changed, "channel": info.channel, "version": info.version,
-            "changed_at": info.changed_at, "changed_by": info.changed_by,
+            "changed_at": info.changed_at, "changed_by": info.changed_by, "to_dead_end": info.to_dead_end,
+            "on_dead_ends": info.on_dead_ends,
         }));
     }
     if changed {
@@ -93,7 +105,15 @@ fn print_changed(info: &ChannelInfo, changed: bool, json: bool) -> Result<(), Op
     } else {
         say(format_args!("nothing to do: {} points at {}", info.channel, info.version))?;
     }
-    Ok(())
+    info.on_dead_ends.iter().try_for_each(|on| {
+        say(format_args!(
+            "  {} nodes on {} for {} stay there, a dead end: {}",
+            on.nodes,
+            on.version,
+            on.arch,
+            one_line(&on.why)
+        ))
+    })
 }
 
 fn print(list: &ChannelList, json: bool) -> Result<(), OperatorError> {
@@ -103,11 +123,12 @@ fn print(list: &ChannelList, json: bool) -> Result<(), OperatorError> {
     say(format_args!("{:16} {:16} {:20}  BY", "CHANNEL", "VERSION", "SINCE"))?;
     for info in &list.channels {
         say(format_args!(
-            "{:16} {:16} {:20}  {}",
+            "{:16} {:16} {:20}  {}{}",
             info.channel,
             info.version,
             info.changed_at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
-            info.changed_by
+            info.changed_by,
+            if info.to_dead_end { "  (a dead end)" } else { "" }
         ))?;
     }
     Ok(())

@@ -32,7 +32,7 @@ pub enum OperatorCommand {
     /// The root of trust.
     #[command(subcommand)]
     Root(root::RootCommand),
-    /// Releases: push, list, withdraw, renew.
+    /// Releases: push, list, withdraw, dead-end, renew.
     #[command(subcommand)]
     Release(release::ReleaseCommand),
     /// Channels: which release the nodes of a channel go to.

@@ -7,9 +7,10 @@ use jiff::Timestamp;
 use protocol::id::{Group, NodeId};
 use protocol::lock::ClientId;
 use protocol::status::{Exit, lines, one_line};
+use protocol::version::Version;
 use protocol::wire::{
     AuditLog, Event, LockList, NodeGroup, NodeInfo, NodeList, NodeRemove, NodeRevoke, NodeRevoked, NodeShow,
-    SCHEMA,
+    QUARANTINE_MAX, SCHEMA,
 };
 use reqwest::Method;
 use serde_json::json;
@@ -104,6 +105,7 @@ pub(super) async fn run(command: NodeCommand, client: &Client, json: bool) -> Re
             } else {
                 print_node(&show.node)?;
                 about(&show.node).iter().try_for_each(|line| say(format_args!("  {line}")))?;
+                quarantine(&show.node).map_or(Ok(()), |line| say(format_args!("{line}")))?;
                 show.events.iter().try_for_each(|event| say(format_args!("{}", shown(event).trim_end())))?;
             }
         }
@@ -222,7 +224,22 @@ fn print_node(node: &NodeInfo) -> Result<(), OperatorError> {
         node.slot.as_str(),
         if node.revoked.is_some() { "revoked".to_owned() } else { node.state.to_string() },
         time(node.last_seen)
-    ))
+    ))?;
+    if let Some(why) = &node.dead_end {
+        say(format_args!("  runs {}, a dead end: {}", node.version, one_line(why)))?;
+    }
+    Ok(())
+}
+
+/// What a node has in quarantine, where it says so.
+fn quarantine(node: &NodeInfo) -> Option<String> {
+    let versions: Vec<&str> = node.quarantine.as_ref()?.iter().map(Version::as_str).collect();
+    if versions.is_empty() {
+        return Some("  quarantine: nothing".to_owned());
+    }
+    // The server keeps so many and no more.
+    let more = if versions.len() < QUARANTINE_MAX { "" } else { ", perhaps more" };
+    Some(format!("  quarantine: {}{more}", versions.join(", ")))
 }
 
 /// What operators have said about a node.

@@ -1,5 +1,7 @@
 //! Steps 3 and 4, metadata and channel: `updatectl release`.
 
+mod dead_end;
+
 use super::root::print_published;
 use super::targets::{SignOptions, Signer};
 use super::upload::ReleaseFolder;
@@ -7,7 +9,7 @@ use super::{Client, OperatorError, ask, human, print_json, say, tell};
 use clap::Subcommand;
 use protocol::id::Arch;
 use protocol::manifest::{Manifest, TargetCustom};
-use protocol::status::Exit;
+use protocol::status::{Exit, one_line};
 use protocol::version::Version;
 use protocol::wire::{ReleaseList, SCHEMA};
 use serde_json::json;
@@ -26,6 +28,9 @@ pub enum ReleaseCommand {
         /// before stays allowed.
         #[arg(long, value_name = "VERSION")]
         allow_downgrade_from: Option<Version>,
+        /// Say that no release leads on from it, and why, as release dead-end does.
+        #[arg(long, value_name = "REASON", value_parser = dead_end::reason)]
+        dead_end: Option<String>,
         #[command(flatten)]
         sign: SignOptions,
     },
@@ -41,6 +46,9 @@ pub enum ReleaseCommand {
         #[command(flatten)]
         sign: SignOptions,
     },
+    /// Sign that no release leads on from a version: nodes that run it are told so and offered nothing, and no node is sent
+    /// to it or through it. Someone must install them anew, or go back on them.
+    DeadEnd(dead_end::DeadEndOptions),
     /// Sign the releases anew, unchanged, before the metadata expires.
     Renew {
         #[command(flatten)]
@@ -50,13 +58,15 @@ pub enum ReleaseCommand {
 
 pub(super) async fn run(command: ReleaseCommand, client: &Client, json: bool) -> Result<Exit, OperatorError> {
     match command {
-        ReleaseCommand::Push { dir, allow_downgrade_from, sign } => {
-            push(&dir, allow_downgrade_from, &sign, client, json).await
+        ReleaseCommand::Push { dir, allow_downgrade_from, dead_end, sign } => {
+            let custom = TargetCustom { allow_downgrade_from, dead_end };
+            push(&dir, custom, &sign, client, json).await
         }
         ReleaseCommand::List => list(client, json).await,
         ReleaseCommand::Withdraw { version, arch, sign } => {
             withdraw(&version, arch.as_ref(), &sign, client, json).await
         }
+        ReleaseCommand::DeadEnd(options) => dead_end::run(&options, client, json).await,
         ReleaseCommand::Renew { sign } => renew(&sign, client, json).await,
     }
 }
@@ -68,7 +78,7 @@ fn confirm(yes: bool) -> Result<(), OperatorError> {
 
 async fn push(
     dir: &Path,
-    allow_downgrade_from: Option<Version>,
+    wanted: TargetCustom,
     sign: &SignOptions,
     client: &Client,
     json: bool,
@@ -81,8 +91,11 @@ async fn push(
     let current = signer.current(client).await?;
     let path = Manifest::target_path(&version, &arch);
     let listed = current.target(&path);
-    let before = listed.as_ref().and_then(|listed| listed.custom.allow_downgrade_from.clone());
-    let custom = TargetCustom { allow_downgrade_from: allow_downgrade_from.or(before) };
+    let before = listed.as_ref().map(|listed| listed.custom.clone()).unwrap_or_default();
+    let custom = TargetCustom {
+        allow_downgrade_from: wanted.allow_downgrade_from.or(before.allow_downgrade_from),
+        dead_end: wanted.dead_end.or(before.dead_end),
+    };
     let same_manifest = listed
         .as_ref()
         .is_some_and(|listed| listed.sha256 == Some(protocol::digest::Sha256::of(&folder.bytes)));
@@ -111,6 +124,7 @@ async fn push(
         problem: "expected UTF-8".to_owned(),
     })?;
     let manifests = if same_manifest { Vec::new() } else { vec![manifest] };
+    let dead_end = custom.dead_end.is_some();
     let change = TargetsChange::Add { path, bytes: folder.bytes.clone(), custom };
     let published = signer.push(client, &current, &[change], manifests).await?;
     if json {
@@ -124,7 +138,8 @@ async fn push(
             human(uploaded),
             published.targets
         ))?;
-        say(format_args!("next: updatectl channel set CHANNEL {version}"))?;
+        let insist = if dead_end { " --to-dead-end" } else { "" };
+        say(format_args!("next: updatectl channel set CHANNEL {version}{insist}"))?;
     }
     Ok(Exit::Done)
 }
@@ -147,6 +162,9 @@ fn describe(folder: &ReleaseFolder, current: u64, same_manifest: bool, custom: &
     if let Some(version) = &custom.allow_downgrade_from {
         tell(format_args!("      nodes up to {version} may go back to it"));
     }
+    if let Some(why) = &custom.dead_end {
+        tell(format_args!("      a dead end: {}", one_line(why)));
+    }
 }
 
 async fn list(client: &Client, json: bool) -> Result<Exit, OperatorError> {
@@ -160,7 +178,8 @@ async fn list(client: &Client, json: bool) -> Result<Exit, OperatorError> {
         "VERSION", "ARCH", "IMAGES", "PAYLOAD", "PUSHED"
     ))?;
     for release in &list.releases {
-        let channels: Vec<&str> = release.channels.iter().map(protocol::id::Channel::as_str).collect();
+        let mut notes: Vec<String> = release.channels.iter().map(ToString::to_string).collect();
+        notes.extend(release.dead_end.as_ref().map(|why| format!("(a dead end: {})", one_line(why))));
         say(format_args!(
             "{:16} {:10} {:>12} {:>12}  {:20}  {}",
             release.version,
@@ -168,7 +187,7 @@ async fn list(client: &Client, json: bool) -> Result<Exit, OperatorError> {
             human(release.image_bytes),
             human(release.payload_bytes),
             release.pushed_at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
-            channels.join(" ")
+            notes.join(" ")
         ))?;
     }
     Ok(Exit::Done)

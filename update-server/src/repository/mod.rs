@@ -13,11 +13,11 @@ use crate::payloads::{PayloadError, Payloads};
 use crate::rollouts;
 use crate::store::audit::{self, Change};
 use crate::store::releases::Release;
-use crate::store::{Connection, Store, StoreError, channels, documents, releases};
+use crate::store::{Connection, Store, StoreError, Transaction, channels, documents, releases};
 use jiff::{SignedDuration, Timestamp};
 use protocol::id::Channel;
 use protocol::version::Version;
-use protocol::wire::{ChannelInfo, Published};
+use protocol::wire::{ChannelInfo, OnDeadEnd, Published};
 use std::sync::{Arc, PoisonError, RwLock};
 use trust::document::{BuildError, Lifetimes};
 use trust::{OnlineKeys, TrustError};
@@ -88,10 +88,12 @@ fn published(releases: &[Release], channels: &[ChannelInfo]) -> decision::Publis
         arch: release.manifest.arch.clone(),
         min_source: release.manifest.min_source_version.clone(),
         allow_downgrade_from: release.allow_downgrade_from.clone(),
+        dead_end: release.dead_end.clone(),
     };
     decision::Published {
         releases: releases.iter().map(candidate).collect(),
         channels: channels.iter().map(|c| (c.channel.clone(), c.version.clone())).collect(),
+        to_dead_ends: channels.iter().filter(|c| c.to_dead_end).map(|c| c.channel.clone()).collect(),
     }
 }
 
@@ -104,6 +106,8 @@ pub struct Wish<'a> {
     pub from: Option<&'a Channel>,
     /// Although nodes have no way to it.
     pub leave_behind: bool,
+    /// Although it is a dead end.
+    pub to_dead_end: bool,
     /// Although the promotion gate is closed: why.
     pub despite_gate: Option<&'a str>,
 }
@@ -179,10 +183,15 @@ impl Repository {
         let _turn = self.publishing.lock().await;
         let mut change = self.store.write().await?;
         let before = channels::list(&mut change).await?.into_iter().find(|c| c.channel == *channel);
-        if let Some(same) = before.as_ref().filter(|before| before.version == *version) {
-            return Ok(same.clone());
-        }
         let releases = releases::list(&mut change).await?;
+        let dead_end = releases.iter().find(|r| r.manifest.version == *version && r.dead_end.is_some());
+        if let Some(same) = before.as_ref().filter(|before| before.version == *version) {
+            if same.to_dead_end || !wish.to_dead_end || dead_end.is_none() {
+                return Ok(same.clone());
+            }
+            let detail = format!("{version}: its nodes go there although it is a dead end");
+            return self.point(change, channel, (version, true), wish.actor, &detail, now).await;
+        }
         if !releases.iter().any(|release| release.manifest.version == *version) {
             return Err(PublishError::Missing(format!(
                 "there is no release {version}: expected {}; push it first with updatectl release push",
@@ -199,22 +208,35 @@ impl Repository {
             }
         }
         let mut notes = self.check_gate(&mut change, channel, version, wish, now).await?;
-        let mut all = channels::list(&mut change).await?;
-        all.retain(|other| other.channel != *channel);
-        let mut next = published(&releases, &all);
-        next.channels.insert(channel.clone(), version.clone());
-        if let Some(left) = paths::left_behind(&mut change, &next, channel, now).await? {
-            if !wish.leave_behind {
-                return Err(PublishError::Conflict(left));
+        if let Some(end) = dead_end {
+            if !wish.to_dead_end {
+                return Err(PublishError::Conflict(refuse_dead_end(channel, end)));
             }
-            notes.push_str("; nodes are left behind");
+            notes.push_str(" although it is a dead end");
         }
-        channels::set(&mut change, channel, version, now, wish.actor).await?;
+        let (ways, on_dead_ends) =
+            self.check_ways(&mut change, channel, &releases, version, wish, now).await?;
+        notes.push_str(&ways);
         let number = rollouts::begin(&mut change, channel, version, now).await?;
         let from = before.map_or_else(|| "nothing".to_owned(), |before| before.version.to_string());
         let detail = format!("{from} -> {version}{notes}, rollout {number}");
-        let entry =
-            Change { actor: wish.actor, action: "channel.set", subject: channel.as_str(), detail: &detail };
+        let to = (version, dead_end.is_some());
+        let info = self.point(change, channel, to, wish.actor, &detail, now).await?;
+        Ok(ChannelInfo { on_dead_ends, ..info })
+    }
+
+    /// Writes where a channel points, and whether although that is a dead end, and publishes it.
+    async fn point(
+        &self,
+        mut change: Transaction,
+        channel: &Channel,
+        (version, to_dead_end): (&Version, bool),
+        actor: &str,
+        detail: &str,
+        now: Timestamp,
+    ) -> Result<ChannelInfo, PublishError> {
+        channels::set(&mut change, channel, version, to_dead_end, now, actor).await?;
+        let entry = Change { actor, action: "channel.set", subject: channel.as_str(), detail };
         audit::record(&mut change, now, entry).await?;
         self.seal(&mut change, now).await?;
         change.commit().await.map_err(StoreError::from)?;
@@ -223,6 +245,38 @@ impl Repository {
         view.channels.iter().find(|c| c.channel == *channel).cloned().ok_or_else(|| {
             PublishError::Store(StoreError::Corrupt { what: "a channel", found: channel.to_string() })
         })
+    }
+
+    /// Whether the channel's nodes have a way to the release, but for those on dead ends: what to note about them in the audit
+    /// log, and these.
+    async fn check_ways(
+        &self,
+        conn: &mut Connection,
+        channel: &Channel,
+        releases: &[Release],
+        version: &Version,
+        wish: Wish<'_>,
+        now: Timestamp,
+    ) -> Result<(String, Vec<OnDeadEnd>), PublishError> {
+        let mut all = channels::list(conn).await?;
+        all.retain(|other| other.channel != *channel);
+        let mut next = published(releases, &all);
+        next.channels.insert(channel.clone(), version.clone());
+        // Where it is one, that was insisted on.
+        next.to_dead_ends.insert(channel.clone());
+        let (left, on_dead_ends) = paths::left_behind(conn, &next, channel, now).await?;
+        let mut notes = String::new();
+        if let Some(left) = left {
+            if !wish.leave_behind {
+                return Err(PublishError::Conflict(left));
+            }
+            notes.push_str("; nodes are left behind");
+        }
+        let stay = on_dead_ends.iter().map(|on| on.nodes).fold(0, u32::saturating_add);
+        if stay > 0 {
+            notes.push_str(&format!("; {stay} nodes stay on dead ends"));
+        }
+        Ok((notes, on_dead_ends))
     }
 
     /// Whether the release may be promoted to the channel, and what to note about it in the audit log.
@@ -295,6 +349,16 @@ impl Repository {
         }
         Ok(signed)
     }
+}
+
+/// Why a channel is not pointed at a dead end.
+fn refuse_dead_end(channel: &Channel, end: &Release) -> String {
+    let (version, arch) = (&end.manifest.version, &end.manifest.arch);
+    let why = end.dead_end.as_deref().unwrap_or_default();
+    format!(
+        "{version} is a dead end for {arch} ({why}): nodes of {channel} that go there get no further by themselves; choose \
+         another release, or insist with --to-dead-end"
+    )
 }
 
 /// The releases that may be named instead of one that may not.

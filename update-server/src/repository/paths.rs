@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use protocol::id::Channel;
 use protocol::rollout::Share;
 use protocol::version::Version;
-use protocol::wire::Decision;
+use protocol::wire::{Decision, OnDeadEnd};
 
 /// Nodes not heard of for so long are not waited for.
 pub const LIVE: SignedDuration = SignedDuration::from_hours(30 * 24);
@@ -15,7 +15,7 @@ pub const LIVE: SignedDuration = SignedDuration::from_hours(30 * 24);
 const NAMED: usize = 3;
 
 /// Which live nodes of a channel would have no way to the release that it is about to point at, in one line; none where all
-/// have.
+/// have. Nodes on dead ends are known to be left, and told apart.
 ///
 /// # Errors
 /// [`StoreError`].
@@ -24,29 +24,32 @@ pub(super) async fn left_behind(
     next: &Published,
     channel: &Channel,
     now: Timestamp,
-) -> Result<Option<String>, StoreError> {
-    let Some(target) = next.channels.get(channel) else { return Ok(None) };
+) -> Result<(Option<String>, Vec<OnDeadEnd>), StoreError> {
+    let Some(target) = next.channels.get(channel) else { return Ok((None, Vec::new())) };
     let since = now.saturating_sub(LIVE).unwrap_or(Timestamp::MIN);
-    let mut left = Vec::new();
+    let (mut left, mut on_dead_ends) = (Vec::new(), Vec::new());
     for (arch, version, nodes) in nodes::versions(conn, channel, since).await? {
         let answer = decision::decide(next, channel, &arch, &version);
         let runs_it = version.ranks_like(target);
-        if answer.decision == Decision::None && !runs_it {
+        if let Some(why) = next.dead_end(&version, &arch).filter(|_| version != *target) {
+            on_dead_ends.push(OnDeadEnd { why: why.to_owned(), version, arch, nodes });
+        } else if answer.decision == Decision::None && !runs_it {
             left.push((nodes, format!("{nodes} on {version} for {arch} ({})", answer.reason)));
         }
     }
     let all: u32 = left.iter().map(|(nodes, _)| *nodes).fold(0, u32::saturating_add);
     if all == 0 {
-        return Ok(None);
+        return Ok((None, on_dead_ends));
     }
     let named: Vec<&str> = left.iter().take(NAMED).map(|(_, line)| line.as_str()).collect();
     let more = left.len().saturating_sub(NAMED);
     let more = if more == 0 { String::new() } else { format!(", and {more} more versions") };
-    Ok(Some(format!(
+    let line = format!(
         "{all} nodes of {channel} would have no way to {target}: {}{more}; push what they need first, or leave them where they \
          are with --leave-behind",
         named.join(", ")
-    )))
+    );
+    Ok((Some(line), on_dead_ends))
 }
 
 /// Why the promotion gate of `to` is closed for a release of `from`, in one line; none where it is open, or there is none.

@@ -8,7 +8,7 @@ use crate::store::{Connection, StoreError, channels};
 use jiff::Timestamp;
 use protocol::digest::Sha256;
 use protocol::id::Arch;
-use protocol::manifest::Manifest;
+use protocol::manifest::{Manifest, TargetCustom, check_dead_end};
 use protocol::version::Version;
 use protocol::wire::{Published, ReleasePush, RootPush};
 use serde::Deserialize;
@@ -247,11 +247,8 @@ impl Repository {
             let (version, arch) = release_of(path)?;
             let before = gone.remove(&(version.clone(), arch.clone()));
             let subject = format!("{version} {arch}");
-            if let Some(action) =
-                self.put_release(conn, version, arch, &listed, before, &mut pushed, now).await?
-            {
-                done.push((action, subject));
-            }
+            let actions = self.put_release(conn, version, arch, &listed, before, &mut pushed, now).await?;
+            done.extend(actions.into_iter().map(|(action, note)| (action, subject.clone(), note)));
         }
         if let Some(digest) = pushed.0.into_keys().find(|digest| !names(targets, digest)) {
             return Err(PublishError::Refused(format!(
@@ -260,15 +257,16 @@ impl Repository {
         }
         for release in gone.into_values() {
             let (version, arch) = (&release.manifest.version, &release.manifest.arch);
-            check_unused(conn, version, arch).await?;
+            check_unused(conn, &release).await?;
             releases::remove(conn, version, arch).await?;
-            done.push(("release.withdraw", format!("{version} {arch}")));
+            done.push(("release.withdraw", format!("{version} {arch}"), String::new()));
         }
+        channels::forget_insistence(conn).await?;
         if done.is_empty() {
-            done.push(("targets.push", "no release changed".to_owned()));
+            done.push(("targets.push", "no release changed".to_owned(), String::new()));
         }
-        for (action, subject) in &done {
-            let detail = format!("targets version {}", targets.version());
+        for (action, subject, note) in &done {
+            let detail = format!("targets version {}{note}", targets.version());
             audit::record(conn, now, Change { actor, action, subject, detail: &detail }).await?;
         }
         let document = Document {
@@ -280,7 +278,8 @@ impl Repository {
         Ok(documents::put(conn, "targets", &document).await?)
     }
 
-    /// Adds or keeps one release that the targets metadata names; says what was done for the audit log.
+    /// Adds or keeps one release that the targets metadata names; says what was done for the audit log, with what to add to
+    /// it.
     #[allow(
         clippy::too_many_arguments,
         reason = "one step of replace_targets, which is too long with it inside"
@@ -294,12 +293,13 @@ impl Repository {
         before: Option<Release>,
         pushed: &mut Pushed,
         now: Timestamp,
-    ) -> Result<Option<&'static str>, PublishError> {
+    ) -> Result<Vec<(&'static str, String)>, PublishError> {
         let path = Manifest::target_path(&version, &arch);
         let digest = listed.sha256.ok_or_else(|| {
             PublishError::Refused(format!("the targets metadata gives no sha256 for {path}: expected one"))
         })?;
-        let allow_downgrade_from = listed.custom.allow_downgrade_from.clone();
+        let TargetCustom { allow_downgrade_from, dead_end } = listed.custom.clone();
+        dead_end.as_deref().map_or(Ok(()), check_dead_end).map_err(PublishError::Refused)?;
         if let Some(mut release) = before {
             if release.target != documents::target_name(&path, &digest) {
                 return Err(PublishError::Conflict(format!(
@@ -307,12 +307,18 @@ impl Repository {
                      the new one another version"
                 )));
             }
-            if release.allow_downgrade_from == allow_downgrade_from {
-                return Ok(None);
+            let mut done = Vec::new();
+            if release.allow_downgrade_from != allow_downgrade_from {
+                done.push(("release.change", String::new()));
             }
-            release.allow_downgrade_from = allow_downgrade_from;
-            releases::put(conn, &release).await?;
-            return Ok(Some("release.change"));
+            if release.dead_end != dead_end {
+                done.push(marked(dead_end.as_deref()));
+            }
+            if !done.is_empty() {
+                (release.allow_downgrade_from, release.dead_end) = (allow_downgrade_from, dead_end);
+                releases::put(conn, &release).await?;
+            }
+            return Ok(done);
         }
         let bytes = pushed.0.remove(&digest).ok_or_else(|| {
             PublishError::Refused(format!(
@@ -337,9 +343,18 @@ impl Repository {
             }
         }
         let target = documents::put_target(conn, &path, &bytes, now).await?;
-        releases::put(conn, &Release { manifest, target, allow_downgrade_from, pushed_at: now }).await?;
-        Ok(Some("release.push"))
+        let mut done = vec![("release.push", String::new())];
+        done.extend(dead_end.as_deref().map(|why| marked(Some(why))));
+        let release = Release { manifest, target, allow_downgrade_from, dead_end, pushed_at: now };
+        releases::put(conn, &release).await?;
+        Ok(done)
     }
+}
+
+/// A mark as a dead end, or that it was taken back, for the audit log.
+fn marked(why: Option<&str>) -> (&'static str, String) {
+    let note = why.map_or_else(|| ": a dead end no more".to_owned(), |why| format!(": {why}"));
+    ("release.dead-end", note)
 }
 
 /// When a root expires, whatever the chain says about it.
@@ -376,13 +391,24 @@ fn names(targets: &Targets, digest: &Sha256) -> bool {
     targets.targets().any(|(_, listed)| listed.sha256 == Some(*digest))
 }
 
-/// A release that a channel points at, or that nodes of a channel must pass through, cannot be withdrawn.
-async fn check_unused(conn: &mut Connection, version: &Version, arch: &Arch) -> Result<(), PublishError> {
+/// A release that a channel points at, or that nodes of a channel must pass through, cannot be withdrawn; nor a dead end,
+/// because nothing would tell any more that no release leads on from it.
+async fn check_unused(conn: &mut Connection, release: &Release) -> Result<(), PublishError> {
+    let (version, arch) = (&release.manifest.version, &release.manifest.arch);
+    if release.dead_end.is_some() {
+        return Err(PublishError::Conflict(format!(
+            "{version} for {arch} is a dead end, and withdrawn it would be forgotten that nodes which run it must not be sent \
+             on; no node is sent there as it is; to withdraw it all the same, first run updatectl release dead-end {version} \
+             --clear"
+        )));
+    }
     let channels = channels::list(conn).await?;
     let releases = releases::list(conn).await?;
     let published = super::published(&releases, &channels);
     for channel in &channels {
-        if crate::decision::listed(&published, &channel.version).contains(version) {
+        if channel.version == *version
+            || crate::decision::listed(&published, &channel.channel).contains(version)
+        {
             return Err(PublishError::Conflict(format!(
                 "the channel {} needs the release {version} for {arch}: point it at another release first",
                 channel.channel

@@ -54,7 +54,7 @@ impl Repository {
         let published = published(&releases::list(conn).await?, &channels);
         let mut files = BTreeMap::new();
         for channel in channels {
-            let versions = decision::listed(&published, &channel.version);
+            let versions = decision::listed(&published, &channel.channel);
             let path = ChannelFile::target_path(&channel.channel);
             let file = ChannelFile { schema: SCHEMA, channel: channel.channel, versions };
             let bytes = publish::channel_file(&file)?;

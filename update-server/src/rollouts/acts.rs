@@ -146,12 +146,14 @@ fn approve(rollout: &mut Rollout) -> Acted {
 /// [`StoreError`].
 pub async fn info(app: &App, conn: &mut Connection, rollout: Rollout) -> Result<RolloutInfo, StoreError> {
     let now = app.now();
-    let since = now.saturating_sub(LIVE).unwrap_or(Timestamp::MIN);
+    let (since, view) = (now.saturating_sub(LIVE).unwrap_or(Timestamp::MIN), app.repository().view());
     let mut counts = RolloutCounts::default();
-    for (_, version, nodes) in nodes::versions(conn, &rollout.channel, since).await? {
+    for (arch, version, nodes) in nodes::versions(conn, &rollout.channel, since).await? {
         counts.nodes = counts.nodes.saturating_add(nodes);
         if version.ranks_like(&rollout.version) {
             counts.at_version = counts.at_version.saturating_add(nodes);
+        } else if view.published.dead_end(&version, &arch).is_some() {
+            counts.dead_ends = counts.dead_ends.saturating_add(nodes);
         }
     }
     counts.in_flight = stored::used(conn, &rollout.channel, None, true, None).await?.in_flight;
@@ -241,14 +243,13 @@ pub async fn explain(app: &App, node: &NodeId) -> Result<Option<NodeExplain>, St
     if let (Decision::Update, Some(version), Some(rollout)) =
         (answer.decision, answer.version.clone(), &rollout)
     {
-        // Only the node itself knows what it does not take.
         let ask = Ask {
             channel: info.channel.clone(),
             target: rollout.version.clone(),
             node: node.clone(),
             group: info.group.clone(),
             version: version.clone(),
-            quarantined: None,
+            quarantined: info.quarantined(&version),
         };
         let (told, _) = super::standing(&mut conn, rollout, &ask, now).await?;
         let told = if info.revoked.is_some() { Told::Revoked } else { told };

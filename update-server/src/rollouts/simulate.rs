@@ -48,6 +48,8 @@ pub async fn simulate(
     let mut next = app.repository().view().published.clone();
     let version = target(&next, channel, request)?;
     next.channels.insert(channel.clone(), version.clone());
+    // Of a dead end too: as it would go where somebody insisted on it.
+    next.to_dead_ends.insert(channel.clone());
     let mut conn = app.store().read().await?;
     let policy = match &request.file {
         None => stored::policy(&mut conn, channel).await?,
@@ -62,12 +64,13 @@ pub async fn simulate(
     let since = now.saturating_sub(LIVE).unwrap_or(Timestamp::MIN);
     let members = nodes::members(&mut conn, channel, since).await?;
     drop(conn);
-    let (mut going, mut left_behind) = (Vec::new(), 0);
+    let (mut going, mut left_behind, mut dead_ends) = (Vec::new(), 0, 0);
     for member in members {
         let runs_it = member.version.ranks_like(&version);
         match decision::decide(&next, channel, &member.arch, &member.version).decision {
             Decision::Update => going.push((member.node, member.group)),
             _ if runs_it => {}
+            _ if next.dead_end(&member.version, &member.arch).is_some() => dead_ends += 1,
             _ => left_behind += 1,
         }
     }
@@ -93,6 +96,7 @@ pub async fn simulate(
         began_at: now,
         nodes,
         left_behind,
+        dead_ends,
         points: simulated.points.into_iter().map(point).collect(),
         events: simulated.events.into_iter().map(|(at, line)| format!("{at:.0} {line}")).collect(),
         done_at: simulated.done_at,

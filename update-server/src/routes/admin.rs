@@ -61,6 +61,7 @@ pub(super) async fn releases(State(app): State<App>, actor: Actor) -> Result<Jso
             image_bytes: manifest.partitions.iter().map(|p| p.size).sum(),
             payload_bytes: manifest.full_payload().map_or(0, |payload| payload.size),
             channels: view.channels.iter().filter(holds).map(|c| c.channel.clone()).collect(),
+            dead_end: release.dead_end.clone(),
         }
     };
     Ok(Json(ReleaseList { schema: SCHEMA, releases: view.releases.iter().map(info).collect() }))
@@ -81,10 +82,10 @@ pub(super) async fn set_channel(
 ) -> Result<Json<ChannelInfo>, ApiError> {
     actor.require(Role::Operator)?;
     let channel: Channel = segment.parse()?;
-    let ChannelSet { version, leave_behind, .. } = read_json(body, BODY_MAX).await?;
+    let ChannelSet { version, leave_behind, to_dead_end, .. } = read_json(body, BODY_MAX).await?;
     // What nodes said last decides whether all have a way there.
     app.checkins().flush(app.store()).await?;
-    let wish = Wish { actor: &actor.name, from: None, leave_behind, despite_gate: None };
+    let wish = Wish { actor: &actor.name, from: None, leave_behind, to_dead_end, despite_gate: None };
     Ok(Json(app.repository().set_channel(&channel, &version, wish, app.now()).await?))
 }
 
@@ -97,11 +98,12 @@ pub(super) async fn promote(
 ) -> Result<Json<ChannelInfo>, ApiError> {
     actor.require(Role::Operator)?;
     let channel: Channel = segment.parse()?;
-    let ChannelPromote { from, leave_behind, despite_gate, .. } = read_json(body, BODY_MAX).await?;
+    let ChannelPromote { from, leave_behind, to_dead_end, despite_gate, .. } =
+        read_json(body, BODY_MAX).await?;
     despite_gate.as_deref().map_or(Ok(()), reason)?;
     app.checkins().flush(app.store()).await?;
     let despite_gate = despite_gate.as_deref();
-    let wish = Wish { actor: &actor.name, from: Some(&from), leave_behind, despite_gate };
+    let wish = Wish { actor: &actor.name, from: Some(&from), leave_behind, to_dead_end, despite_gate };
     Ok(Json(app.repository().promote(&from, &channel, wish, app.now()).await?))
 }
 

@@ -8,6 +8,8 @@ use jiff::Timestamp;
 pub struct Figures {
     /// Channel, version, and how many nodes were there at their last check.
     pub nodes: Vec<(String, String, i64)>,
+    /// Releases that are dead ends, and how many nodes ran them at their last check.
+    pub dead_ends: Vec<(String, i64)>,
     /// When the newest metadata of each role expires.
     pub expiry: Vec<(String, Timestamp)>,
     /// All reboot locks.
@@ -44,6 +46,14 @@ pub async fn read(conn: &mut Connection, pairs: u32) -> Result<Figures, StoreErr
     if rest > 0 {
         nodes.push(("other".to_owned(), "other".to_owned(), rest));
     }
+    // Those without a node too, so that an alert sees how it began.
+    let dead_ends = sqlx::query_as(
+        "SELECT release.version, COUNT(node.node) FROM release LEFT JOIN node
+         ON node.version = release.version AND node.arch = release.arch
+         WHERE release.dead_end IS NOT NULL GROUP BY release.version ORDER BY release.version",
+    )
+    .fetch_all(&mut *conn)
+    .await?;
     let expiry: Vec<(String, i64)> = sqlx::query_as(
         "SELECT role, expires FROM document
          WHERE version = (SELECT MAX(version) FROM document newer WHERE newer.role = document.role)",
@@ -60,6 +70,7 @@ pub async fn read(conn: &mut Connection, pairs: u32) -> Result<Figures, StoreErr
     };
     Ok(Figures {
         nodes,
+        dead_ends,
         expiry: expiry.collect::<Result<_, StoreError>>()?,
         locks: locks::list(conn).await?.into_iter().map(lock).collect(),
     })

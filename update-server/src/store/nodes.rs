@@ -7,10 +7,18 @@ use protocol::lock::ClientId;
 use protocol::rollout::Rollout;
 use protocol::status::StateName;
 use protocol::version::Version;
-use protocol::wire::{Event, NodeInfo, Revocation, UpdateCheck};
+use protocol::wire::{Event, NodeInfo, QUARANTINE_MAX, Revocation, UpdateCheck};
 
 /// The most nodes in one statement: a database takes so many values and no more.
 const ROWS: usize = 200;
+/// How many values a check has.
+const VALUES: usize = 10;
+
+/// What a node has in quarantine, the newest [`QUARANTINE_MAX`]: a version has no spaces.
+fn quarantine_text(versions: &[Version]) -> String {
+    let kept = versions.get(versions.len().saturating_sub(QUARANTINE_MAX)..).unwrap_or_default();
+    kept.iter().map(Version::as_str).collect::<Vec<_>>().join(" ")
+}
 
 /// Records what nodes said at their checks, each node once. An older saying never replaces a newer one.
 ///
@@ -20,15 +28,17 @@ pub async fn seen(conn: &mut Connection, checks: &[(&UpdateCheck, Timestamp)]) -
     for checks in checks.chunks(ROWS) {
         // The same text for all but the last of them, so that it is understood once.
         let row = |at: usize| {
-            let places = (1..=9).map(|place| format!("${}", at * 9 + place)).collect::<Vec<_>>().join(", ");
+            let places =
+                (1..=VALUES).map(|place| format!("${}", at * VALUES + place)).collect::<Vec<_>>().join(", ");
             format!("({places})")
         };
         let rows = (0..checks.len()).map(row).collect::<Vec<_>>().join(", ");
         let statement = format!(
-            "INSERT INTO node (node, channel, grp, arch, version, slot, state, boot_id, last_seen) VALUES {rows}
+            "INSERT INTO node (node, channel, grp, arch, version, slot, state, boot_id, last_seen, quarantine) VALUES {rows}
              ON CONFLICT (node) DO UPDATE SET channel = excluded.channel, grp = excluded.grp, arch = excluded.arch,
              version = excluded.version, slot = excluded.slot, state = excluded.state, boot_id = excluded.boot_id,
-             last_seen = excluded.last_seen WHERE excluded.last_seen >= node.last_seen"
+             last_seen = excluded.last_seen, quarantine = excluded.quarantine
+             WHERE excluded.last_seen >= node.last_seen"
         );
         // Nothing in it but numbers of places.
         let mut query = sqlx::query(sqlx::AssertSqlSafe(statement));
@@ -42,7 +52,8 @@ pub async fn seen(conn: &mut Connection, checks: &[(&UpdateCheck, Timestamp)]) -
                 .bind(check.slot.as_str())
                 .bind(check.state.as_str())
                 .bind(check.boot_id.as_str())
-                .bind(to_micros(*at));
+                .bind(to_micros(*at))
+                .bind(check.quarantine.as_deref().map(quarantine_text));
         }
         query.execute(&mut *conn).await?;
     }
@@ -141,14 +152,18 @@ struct Row {
     reason: Option<String>,
     revoked_at: Option<i64>,
     revoked_by: Option<String>,
+    quarantine: Option<String>,
+    dead_end: Option<String>,
 }
 
-/// What is read of a node, with what operators have said about it.
+/// What is read of a node, with what operators have said about it and about the release that it runs.
 macro_rules! select_info {
     ($rest:literal) => {
         concat!(
             "SELECT node.node, channel, node.grp, node_group.grp AS placed, arch, version, slot, state, last_seen,
+             quarantine,
              (SELECT document FROM event WHERE event.node = node.node ORDER BY id DESC LIMIT 1) AS last_event,
+             (SELECT dead_end FROM release WHERE release.version = node.version AND release.arch = node.arch) AS dead_end,
              enrolled_with, reason, revoked_at, revoked_by FROM node
              LEFT JOIN node_group ON node_group.node = node.node
              LEFT JOIN node_credential ON node_credential.node = node.node
@@ -172,6 +187,7 @@ fn info(row: Row) -> Result<NodeInfo, StoreError> {
         _ => None,
     };
     let own_group = placed.is_some().then(|| own.clone());
+    let versions = |text: String| text.split_whitespace().map(|v| parse("a version", v.to_owned())).collect();
     Ok(NodeInfo {
         node: parse("a node id", row.node)?,
         channel: parse("a channel", row.channel)?,
@@ -185,6 +201,8 @@ fn info(row: Row) -> Result<NodeInfo, StoreError> {
         last_event: row.last_event.map(event).transpose()?,
         enrolled_with: row.enrolled_with,
         revoked,
+        quarantine: row.quarantine.map(versions).transpose()?,
+        dead_end: row.dead_end,
     })
 }
 

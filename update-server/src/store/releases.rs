@@ -15,6 +15,8 @@ pub struct Release {
     pub target: String,
     /// From which confirmed version a node may go back to it.
     pub allow_downgrade_from: Option<Version>,
+    /// Why it is a dead end, if it is.
+    pub dead_end: Option<String>,
     /// When it was pushed.
     pub pushed_at: Timestamp,
 }
@@ -25,6 +27,7 @@ struct Row {
     arch: String,
     target: String,
     allow_downgrade_from: Option<String>,
+    dead_end: Option<String>,
     pushed_at: i64,
     bytes: Vec<u8>,
 }
@@ -38,6 +41,7 @@ fn release(row: Row) -> Result<Release, StoreError> {
         manifest,
         target: row.target,
         allow_downgrade_from: row.allow_downgrade_from.map(|v| parse("a version", v)).transpose()?,
+        dead_end: row.dead_end,
         pushed_at: from_micros(row.pushed_at)?,
     })
 }
@@ -48,8 +52,8 @@ fn release(row: Row) -> Result<Release, StoreError> {
 /// [`StoreError`] where the database fails or holds a manifest that does not parse.
 pub async fn list(conn: &mut Connection) -> Result<Vec<Release>, StoreError> {
     let rows: Vec<Row> = sqlx::query_as(
-        "SELECT release.version, release.arch, release.target, release.allow_downgrade_from, release.pushed_at,
-         target.bytes FROM release JOIN target ON target.name = release.target",
+        "SELECT release.version, release.arch, release.target, release.allow_downgrade_from, release.dead_end,
+         release.pushed_at, target.bytes FROM release JOIN target ON target.name = release.target",
     )
     .fetch_all(conn)
     .await?;
@@ -66,14 +70,15 @@ pub async fn list(conn: &mut Connection) -> Result<Vec<Release>, StoreError> {
 /// [`StoreError`] where the database fails.
 pub async fn put(conn: &mut Connection, release: &Release) -> Result<(), StoreError> {
     sqlx::query(
-        "INSERT INTO release (version, arch, target, allow_downgrade_from, pushed_at) VALUES ($1, $2, $3, $4, $5)
-         ON CONFLICT (version, arch) DO UPDATE SET target = excluded.target,
-         allow_downgrade_from = excluded.allow_downgrade_from",
+        "INSERT INTO release (version, arch, target, allow_downgrade_from, dead_end, pushed_at)
+         VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (version, arch) DO UPDATE SET target = excluded.target,
+         allow_downgrade_from = excluded.allow_downgrade_from, dead_end = excluded.dead_end",
     )
     .bind(release.manifest.version.as_str())
     .bind(release.manifest.arch.as_str())
     .bind(&release.target)
     .bind(release.allow_downgrade_from.as_ref().map(Version::as_str))
+    .bind(release.dead_end.as_deref())
     .bind(to_micros(release.pushed_at))
     .execute(conn)
     .await?;

@@ -105,8 +105,14 @@ fn strictly(text: &str) -> Samples {
 async fn what_happens_is_counted_in_the_form_that_prometheus_reads() {
     let server = Server::start().await;
     let (admin, node) = (server.admin(), server.anybody());
-    let operator = server.operator();
+    let mut operator = server.operator();
     operator.push_root(&admin).await;
+    for version in ["0.9.0", "1.0.0", "1.1.0"] {
+        operator.release(&admin, version).await;
+    }
+    for end in ["0.9.0", "1.0.0"] {
+        assert_eq!(operator.dead_end(&admin, end, Some("w")).await.status(), StatusCode::OK);
+    }
     node.check("stable", "1.0.0").await;
     node.check("stable", "1.0.0").await;
     for made_up in 0..60 {
@@ -158,6 +164,11 @@ async fn what_happens_is_counted_in_the_form_that_prometheus_reads() {
     let nodes: Vec<_> = samples.iter().filter(|(name, _)| name.starts_with("flipside_nodes{")).collect();
     assert_eq!((nodes.len(), nodes.iter().map(|(_, count)| **count).sum::<f64>()), (51, 61.0));
     is("flipside_nodes{channel=\"other\",version=\"other\"}", 11.0);
+    let ends: Vec<_> =
+        samples.iter().filter(|(name, _)| name.starts_with("flipside_dead_end_nodes{")).collect();
+    assert_eq!(ends.len(), 2, "of dead ends alone: {ends:?}");
+    is("flipside_dead_end_nodes{version=\"1.0.0\"}", 61.0);
+    is("flipside_dead_end_nodes{version=\"0.9.0\"}", 0.0);
     for role in ["root", "targets", "snapshot", "timestamp", "channels"] {
         let at = samples[&format!("flipside_metadata_expiry_timestamp_seconds{{role=\"{role}\"}}")];
         assert!(at > server.now().as_second() as f64, "{role}");

@@ -136,6 +136,7 @@ async fn full(server: &Server) -> Operator {
     }
     assert!(failing.try_send(&events).await);
     let mut fine = Node::new(&admin, 2, "workers");
+    fine.says.quarantine = Some(vec!["1.0.7".parse().unwrap()]);
     assert!(fine.may_go().await);
     fine.confirm().await;
     act(&admin, "pause", Some("workers")).await;
@@ -250,6 +251,8 @@ async fn everything_is_there_afterwards() {
     let admin = server.admin();
     let failing: NodeShow = admin.read(&format!("/api/v1/nodes/{:032x}", 1)).await;
     assert_eq!(failing.events[0].detail, ODD);
+    let fine: NodeShow = admin.read(&format!("/api/v1/nodes/{:032x}", 2)).await;
+    assert_eq!(fine.node.quarantine, Some(vec!["1.0.7".parse().unwrap()]));
     let old: NodeShow = admin.read(&format!("/api/v1/nodes/{:032x}", 5)).await;
     assert_eq!(old.events[0].evidence, "a\u{fffd}b");
     assert_eq!(server.client("flipside_ci").get("/api/v1/releases").await.status(), StatusCode::OK);

@@ -5,6 +5,7 @@ mod common;
 
 mod audit;
 mod bad_input;
+mod dead_ends;
 mod enrolment;
 mod http;
 mod lock_fleetlock;

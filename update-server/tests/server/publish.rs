@@ -52,6 +52,7 @@ async fn a_release_reaches_the_nodes_of_its_channel() {
         schema: SCHEMA,
         from: "alpha".parse().unwrap(),
         leave_behind: true,
+        to_dead_end: false,
         despite_gate: None,
     };
     let promoted = admin.send(Method::POST, "/api/v1/channels/beta/promote", &promote).await;
@@ -361,6 +362,7 @@ async fn channels_need_a_release_and_a_root() {
         schema: SCHEMA,
         from: "alpha".parse().unwrap(),
         leave_behind: true,
+        to_dead_end: false,
         despite_gate: None,
     };
     let refused = admin.send(Method::POST, "/api/v1/channels/beta/promote", &promote).await;

@@ -348,6 +348,7 @@ async fn a_channel_is_not_pointed_where_its_nodes_have_no_way_to() {
         schema: SCHEMA,
         version: version.parse().unwrap(),
         leave_behind,
+        to_dead_end: false,
     };
     let path = "/api/v1/channels/stable";
     let refused =
@@ -384,7 +385,7 @@ async fn a_promotion_waits_for_its_gate() {
     let promote = |despite_gate: Option<&str>| {
         let (schema, from, leave_behind) = (SCHEMA, "beta".parse().unwrap(), false);
         let despite_gate = despite_gate.map(str::to_owned);
-        let body = ChannelPromote { schema, from, leave_behind, despite_gate };
+        let body = ChannelPromote { schema, from, leave_behind, to_dead_end: false, despite_gate };
         let admin = admin.clone();
         async move { admin.send(Method::POST, "/api/v1/channels/stable/promote", &body).await }
     };

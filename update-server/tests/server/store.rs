@@ -127,7 +127,7 @@ async fn several_things_are_read_as_they_were_at_one_moment() {
     let other = bench.open().await;
     let mut change = other.write().await.unwrap();
     let (channel, version) = ("alpha".parse().unwrap(), "1.0.0".parse().unwrap());
-    channels::set(&mut change, &channel, &version, now(), "test").await.unwrap();
+    channels::set(&mut change, &channel, &version, false, now(), "test").await.unwrap();
     change.commit().await.unwrap();
     assert!(channels::list(&mut reading).await.unwrap().is_empty());
     drop(reading);
@@ -140,7 +140,7 @@ async fn names_are_sorted_byte_by_byte() {
     let mut change = store.write().await.unwrap();
     for channel in ["a-b", "B", "a_b", "ab", "a.c", "C", "a"] {
         let (channel, version) = (channel.parse().unwrap(), "1.0.0".parse().unwrap());
-        channels::set(&mut change, &channel, &version, now(), "test").await.unwrap();
+        channels::set(&mut change, &channel, &version, false, now(), "test").await.unwrap();
     }
     let found: Vec<String> =
         channels::list(&mut change).await.unwrap().iter().map(|info| info.channel.to_string()).collect();

@@ -156,6 +156,72 @@ async fn a_downgrade_is_allowed_by_signature_and_stays_allowed() {
 }
 
 #[tokio::test]
+async fn a_dead_end_is_marked_and_cleared() {
+    let server = server().await;
+    let (desk, admin) = (Desk::new(&server), server.admin());
+    desk.ok("root push @keys").await;
+    desk.build("1.1.0");
+    desk.ok(PUSH).await;
+    desk.build("1.2.0");
+    desk.ok("release push @1.2.0 --key @keys/targets.pem").await;
+    desk.ok("channel set alpha 1.1.0").await;
+    admin.check("alpha", "1.1.0").await;
+    let ends = async || -> Vec<(String, Option<String>)> {
+        let list = admin.read::<ReleaseList>("/api/v1/releases").await;
+        list.releases.into_iter().map(|release| (release.version.to_string(), release.dead_end)).collect()
+    };
+    const MARK: &str = "release dead-end 1.1.0 --reason=broken --key @keys/targets.pem";
+    const CLEAR: &str = "release dead-end 1.1.0 --clear --key @keys/targets.pem";
+    desk.nothing_to_do(CLEAR).await;
+    desk.ok(MARK).await;
+    desk.nothing_to_do(MARK).await;
+    let marked = |why: &str| vec![("1.2.0".to_owned(), None), ("1.1.0".to_owned(), Some(why.to_owned()))];
+    assert_eq!(ends().await, marked("broken"));
+    desk.ok(&MARK.replace("broken", "worse")).await;
+    assert_eq!(ends().await, marked("worse"));
+    desk.nothing_to_do(
+        &format!("{MARK} --arch arm64")
+            .replace("dead-end 1.1.0", "dead-end 1.1.0 --clear")
+            .replace(" --reason=broken", ""),
+    )
+    .await;
+    desk.fails(&format!("{MARK} --arch arm64"), Exit::Failed, "no release 1.1.0 for arm64").await;
+    desk.fails(&MARK.replace("1.1.0", "9.0.0"), Exit::Failed, "the server has no release 9.0.0").await;
+    // What is pushed again says the same as before.
+    desk.nothing_to_do(PUSH).await;
+    desk.fails("release withdraw 1.1.0 --key @keys/targets.pem", Exit::Failed, "--clear").await;
+    desk.ok("release renew --key @keys/targets.pem").await;
+    assert_eq!(ends().await, marked("worse"));
+
+    desk.ok("channel set alpha 1.2.0").await;
+    desk.fails("channel set beta 1.1.0", Exit::Failed, "insist with --to-dead-end").await;
+    desk.ok("channel set beta 1.1.0 --to-dead-end").await;
+    desk.nothing_to_do("channel set beta 1.1.0 --to-dead-end").await;
+    desk.nothing_to_do("channel set alpha 1.2.0 --to-dead-end").await;
+    desk.fails("channel promote beta gamma", Exit::Failed, "insist with --to-dead-end").await;
+    desk.ok("channel promote beta gamma --to-dead-end").await;
+    for line in ["release list", "channel list", "node list", "rollout show alpha"] {
+        desk.ok(line).await;
+    }
+    desk.ok(CLEAR).await;
+    assert!(ends().await.iter().all(|(_, end)| end.is_none()));
+
+    desk.build("1.3.0");
+    desk.ok("release push @1.3.0 --dead-end=last --key @keys/targets.pem").await;
+    assert_eq!(ends().await[0], ("1.3.0".to_owned(), Some("last".to_owned())));
+    for wrong in [
+        "release dead-end 1.3.0 --key k",
+        "release dead-end 1.3.0 --reason= --key k",
+        "release dead-end 1.3.0 --reason=a --clear --key k",
+    ] {
+        assert!(
+            Cli::try_parse_from(std::iter::once("updatectl").chain(wrong.split(' '))).is_err(),
+            "{wrong}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn a_release_folder_is_checked_before_anything_is_signed() {
     let server = server().await;
     let desk = Desk::new(&server);

@@ -70,6 +70,9 @@ pub(super) fn shown(info: &RolloutInfo, now: Timestamp) -> String {
             let _ = writeln!(text, "  {bar}  {at_version} of {nodes} nodes run it ({share})");
         }
     }
+    if counts.dead_ends > 0 {
+        let _ = writeln!(text, "  {} of them are on dead ends and stay there", counts.dead_ends);
+    }
     let _ = writeln!(text, "  {}, open for {}", stage(rollout), ago(rollout.stage_at, now));
     let Ended { granted, confirmed, failed, silent } = counts.all;
     let _ = writeln!(
@@ -107,6 +110,9 @@ pub(super) fn draw(report: &SimulationReport) -> String {
     if report.left_behind > 0 {
         let _ =
             writeln!(text, "{} nodes have no way to it: updatectl channel set says why", report.left_behind);
+    }
+    if report.dead_ends > 0 {
+        let _ = writeln!(text, "{} nodes are on dead ends and stay there", report.dead_ends);
     }
     if report.nodes == 0 {
         text.push_str("nothing to simulate: no node that the server knows would go\n");

@@ -25,8 +25,15 @@ fn a_rollout_is_a_few_lines() {
     rollout.halted =
         Some(Stop { at: hours(1), by: "server".to_owned(), why: "3 of 4\u{1b}[2J failed".to_owned() });
     let all = Ended { granted: 9, confirmed: 1, failed: 2, silent: 1 };
-    let counts =
-        RolloutCounts { nodes: 200, at_version: 50, in_flight: 4, lost: 1, all, ..RolloutCounts::default() };
+    let counts = RolloutCounts {
+        nodes: 200,
+        at_version: 50,
+        dead_ends: 7,
+        in_flight: 4,
+        lost: 1,
+        all,
+        ..RolloutCounts::default()
+    };
     let next_stage = vec!["an operator: updatectl rollout resume stable".to_owned(), "its hold".to_owned()];
     let info = RolloutInfo { schema: SCHEMA, rollout, counts, next_stage };
     assert_eq!(
@@ -34,6 +41,7 @@ fn a_rollout_is_a_few_lines() {
         "stable -> 1.1.0  rollout 1, began 2026-11-30T08:00:00Z (1d01h ago)\n  \
          HALTED since 2026-11-30T09:00:00Z by server: 3 of 4\\u{1b}[2J failed\n  \
          [##########..............................]  50 of 200 nodes run it (25%)\n  \
+         7 of them are on dead ends and stay there\n  \
          stage 1 of 2: 1% of the nodes, open for 1d01h\n  \
          let go 9: 4 under way, 1 confirmed, 2 failed, 1 silent, 1 lost\n  \
          next stage waits for an operator: updatectl rollout resume stable\n                   \
@@ -57,6 +65,7 @@ fn a_simulation_is_drawn_and_its_end_told() {
         began_at: start(),
         nodes: 100,
         left_behind: 3,
+        dead_ends: 2,
         points: vec![point(0, 0, 0, "wave 1 of 3"), point(30, 50, 4, "rate")],
         events: vec!["2026-11-30T09:00:00Z stage 2 of 3 opens: 10%".to_owned()],
         done_at: None,
@@ -100,6 +109,8 @@ fn the_reasons_of_a_node_are_numbered() {
         last_event: None,
         enrolled_with: None,
         revoked: None,
+        quarantine: None,
+        dead_end: None,
     };
     let because = vec![
         Reason::Canary { group: "canary".parse().unwrap() },

@@ -201,8 +201,8 @@ impl Client {
 
     /// Points a channel at a version.
     pub async fn set_channel(&self, channel: &str, version: &str) -> Response {
-        let body =
-            wire::ChannelSet { schema: wire::SCHEMA, version: version.parse().unwrap(), leave_behind: true };
+        let version = version.parse().unwrap();
+        let body = wire::ChannelSet { schema: wire::SCHEMA, version, leave_behind: true, to_dead_end: false };
         self.send(Method::PUT, &format!("/api/v1/channels/{channel}"), &body).await
     }
 
@@ -313,6 +313,17 @@ impl Operator {
             manifests: manifests.collect(),
         };
         (push, targets)
+    }
+
+    /// Marks a release as a dead end, or takes that back.
+    pub async fn dead_end(&mut self, client: &Client, version: &str, why: Option<&str>) -> Response {
+        let path = Manifest::target_path(&version.parse().unwrap(), &ARCH.parse().unwrap());
+        let push = self.sign(&[TargetsChange::DeadEnd { path, why: why.map(str::to_owned) }]);
+        let response = client.send(Method::POST, "/api/v1/releases", &push.0).await;
+        if response.status() == StatusCode::OK {
+            self.targets = push.1;
+        }
+        response
     }
 
     /// Uploads and pushes a release.
