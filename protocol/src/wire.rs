@@ -21,8 +21,8 @@
 //! | `GET /api/v1/rollouts/<channel>` | | [`RolloutInfo`] |
 //! | `POST /api/v1/rollouts/<channel>/pause`, `/resume`, `/approve` | [`RolloutAct`] | [`RolloutInfo`] |
 //! | `POST /api/v1/rollouts/<channel>/simulate` | [`SimulationRequest`] | [`SimulationReport`] |
-//! | `GET /api/v1/rollout-policy` | | [`RolloutPolicies`] |
-//! | `PUT /api/v1/rollout-policy` | [`RolloutPolicySet`] | [`RolloutPolicies`] |
+//! | `GET /api/v1/rollout-policy` | | [`Policies`] |
+//! | `PUT /api/v1/rollout-policy` | [`PolicySet`] | [`Policies`] |
 //! | `GET /api/v1/nodes` | | [`NodeList`] |
 //! | `GET /api/v1/nodes/<node>/explain` | | [`NodeExplain`] |
 //! | `GET /api/v1/nodes/<node>` | | [`NodeShow`] |
@@ -35,8 +35,8 @@
 //! | `GET /api/v1/locks/<group>` | | [`LockInfo`] |
 //! | `POST /api/v1/locks/<group>/release` | [`LockRelease`] | [`LockInfo`] |
 //! | `POST /api/v1/locks/<group>/import` | [`LockImport`] | [`LockInfo`] |
-//! | `GET /api/v1/lock-policy` | | [`LockPolicies`] |
-//! | `PUT /api/v1/lock-policy` | [`LockPolicySet`] | [`LockPolicies`] |
+//! | `GET /api/v1/lock-policy` | | [`Policies`] |
+//! | `PUT /api/v1/lock-policy` | [`PolicySet`] | [`Policies`] |
 //! | `POST /api/v1/nodes/<node>/remove` | [`NodeRemove`] | 204 |
 //! | `DELETE /api/v1/nodes/<node>/credential` | | 204 |
 //! | `PUT /api/v1/nodes/<node>/group` | [`NodeGroup`] | 204 |
@@ -63,6 +63,7 @@ use serde::{Deserialize, Serialize};
 mod credential;
 mod enrolment;
 mod lock;
+mod policy;
 mod rollout;
 mod stats;
 #[cfg(test)]
@@ -75,12 +76,13 @@ pub use enrolment::{
 };
 pub use lock::{
     FleetLockBody, FleetLockClient, FleetLockError, LOCK_BODY_MAX, LockAnswer, LockCommand, LockImport,
-    LockInfo, LockList, LockPolicies, LockPolicySet, LockReasons, LockRelease, LockView, NodeRemove,
+    LockInfo, LockList, LockReasons, LockRelease, LockView, NodeRemove,
 };
 
+pub use policy::{Policies, PolicySet};
 pub use rollout::{
-    NodeExplain, RolloutAct, RolloutCounts, RolloutInfo, RolloutList, RolloutPolicies, RolloutPolicySet,
-    SimulationPoint, SimulationReport, SimulationRequest,
+    NodeExplain, RolloutAct, RolloutCounts, RolloutInfo, RolloutList, SimulationPoint, SimulationReport,
+    SimulationRequest,
 };
 pub use stats::{EventCount, EventStats, VersionCount, VersionStats};
 

@@ -7,8 +7,8 @@ use anyhow::{Context as _, Result, ensure};
 use protocol::id::Group;
 use protocol::lock::{ClientId, Policy, PolicyFile};
 use protocol::wire::{
-    FleetLockBody, FleetLockClient, FleetLockError, LockInfo, LockList, LockPolicies, LockPolicySet,
-    LockRelease, NodeRemove, SCHEMA,
+    FleetLockBody, FleetLockClient, FleetLockError, LockInfo, LockList, LockRelease, NodeRemove, Policies,
+    PolicySet, SCHEMA,
 };
 use reqwest::header::{HeaderMap, RETRY_AFTER};
 use reqwest::{Method, StatusCode};
@@ -156,11 +156,11 @@ impl LockServer {
         why: &str,
     ) -> Result<()> {
         let path = "/api/v1/lock-policy";
-        let LockPolicies { digest, file, .. } = self.get(path).await?.ok()?.read()?;
+        let Policies { digest, file, .. } = self.get(path).await?.ok()?.read()?;
         let mut file = PolicyFile::parse("the server's policies", &file)?;
         change(&mut file);
         let (file, why) = (file.to_string(), why.to_owned());
-        let set = LockPolicySet { schema: SCHEMA, replaces: digest, file, why };
+        let set = PolicySet { schema: SCHEMA, replaces: digest, file, why };
         self.act(Method::PUT, path, &set).await?.ok().map(drop)
     }
 

@@ -9,6 +9,8 @@ use protocol::id::Group;
 use protocol::lock::{
     ClientId, Command, Context, Document, Limit, Policy, PolicyFile, PolicyFileErrors, Problem, apply,
 };
+use protocol::wire::Policies;
+use std::fmt::Display;
 
 /// Why policies were not set. Nothing has changed then.
 #[derive(Debug, thiserror::Error)]
@@ -46,10 +48,12 @@ impl From<PolicyFileErrors> for PolicyFailure {
     }
 }
 
-/// What a state of the policy is named by.
-#[must_use]
-pub fn digest(file: &PolicyFile) -> Sha256 {
-    Sha256::of(file.to_string().as_bytes())
+/// Goes on only if the policies are still those that the operator saw.
+///
+/// # Errors
+/// [`PolicyFailure::Changed`].
+pub fn as_seen(file: &impl Display, replaces: &Sha256) -> Result<(), PolicyFailure> {
+    if Policies::of(file).digest == *replaces { Ok(()) } else { Err(PolicyFailure::Changed) }
 }
 
 /// All policies and caps as they are.
@@ -78,9 +82,7 @@ pub async fn set(
     let _turn = app.lock_turn().await;
     let now = app.now();
     let mut change = app.store().write().await?;
-    if digest(&current(&mut change).await?) != *replaces {
-        return Err(PolicyFailure::Changed);
-    }
+    as_seen(&current(&mut change).await?, replaces)?;
     for (group, policy) in &wanted.groups {
         let command =
             Command::SetPolicy { policy: Box::new(policy.clone()), who: who.to_owned(), why: why.to_owned() };

@@ -1,6 +1,5 @@
 //! Step 9, permit: what is said about the reboot lock, by nodes, by operators, and by FleetLock v1 clients.
 
-use crate::digest::Sha256;
 use crate::lock::{
     ClientId, Command, Context, Document, Population, Reply, Usage, Wait, holders_wait, waiters_wait,
 };
@@ -126,33 +125,6 @@ pub struct LockRelease {
     pub node: ClientId,
     /// [`crate::lock::Holder::grant`] as the operator saw it.
     pub grant: u64,
-    /// Why.
-    pub why: String,
-}
-
-/// The policy of all groups, and the caps over them.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub struct LockPolicies {
-    /// [`super::SCHEMA`].
-    pub schema: u32,
-    /// Names this state of the policy, for [`LockPolicySet::replaces`].
-    pub digest: Sha256,
-    /// A policy file (TOML) that says all of it.
-    pub file: String,
-}
-
-/// Sets policies, if they are still what the operator saw. A group that the file leaves out keeps its policy; the caps
-/// are those of the file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub struct LockPolicySet {
-    /// [`super::SCHEMA`].
-    pub schema: u32,
-    /// [`LockPolicies::digest`] as the operator saw it: the server refuses (409) if the policy is another one by now.
-    pub replaces: Sha256,
-    /// The policy file (TOML).
-    pub file: String,
     /// Why.
     pub why: String,
 }

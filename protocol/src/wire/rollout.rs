@@ -1,7 +1,6 @@
 //! Step 4, channel: what operators and servers say to each other about rollouts.
 
 use super::{Decision, NodeInfo};
-use crate::digest::Sha256;
 use crate::id::{Channel, Group};
 use crate::rollout::{Ended, Grant, Reason, Rollout, Share};
 use crate::version::Version;
@@ -72,32 +71,6 @@ pub struct RolloutAct {
     /// [`Rollout::stage`] as the operator saw it, for an approval: the server refuses (409) if another one is open by now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stage: Option<u32>,
-}
-
-/// The rollout policies of all channels.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub struct RolloutPolicies {
-    /// [`super::SCHEMA`].
-    pub schema: u32,
-    /// Names this state of the policies, for [`RolloutPolicySet::replaces`].
-    pub digest: Sha256,
-    /// A policy file (TOML) that says all of them.
-    pub file: String,
-}
-
-/// Sets policies, if they are still what the operator saw. A channel that the file leaves out keeps its policy.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub struct RolloutPolicySet {
-    /// [`super::SCHEMA`].
-    pub schema: u32,
-    /// [`RolloutPolicies::digest`] as the operator saw it: the server refuses (409) if they are others by now.
-    pub replaces: Sha256,
-    /// The policy file (TOML).
-    pub file: String,
-    /// Why.
-    pub why: String,
 }
 
 /// Why a node is or is not let go now.

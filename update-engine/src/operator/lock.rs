@@ -4,15 +4,15 @@
 mod etcd;
 mod keeper;
 
-use super::{OperatorError, ServerOptions, ask, print_json, say, tell};
+use super::{OperatorError, ServerOptions, ask, policies, print_json, say, tell};
 use crate::cli::node::NodeOptions;
 use crate::lock::import::{Imported, System};
 use crate::lock::shown::{Marks, holder_line, shown};
 use clap::Subcommand;
 use jiff::Timestamp;
-use keeper::{Change, Import, Keeper, Locks, lines};
+use keeper::{Change, Import, Keeper, Locks};
 use protocol::id::Group;
-use protocol::lock::{ClientId, Limit, PolicyFile, PolicyFileErrors};
+use protocol::lock::{ClientId, Limit, PolicyFile};
 use protocol::status::{Exit, one_line};
 use protocol::wire::SCHEMA;
 use serde_json::json;
@@ -163,25 +163,8 @@ async fn show_policy(keeper: &Keeper, group: Option<&Group>, json: bool) -> Resu
         file.groups = [(group.clone(), policy)].into();
         file.caps.caps.retain(|_, cap| cap.groups.contains(group));
     }
-    if json {
-        print_json(&json!({
-            "schema": SCHEMA, "groups": file.groups, "caps": file.caps.caps, "file": file.to_string(),
-        }))?;
-    } else {
-        say(format_args!("{}", file.to_string().trim_end()))?;
-    }
-    Ok(Exit::Done)
-}
-
-/// A file with errors: all of them, a line each, or together in the one line of a JSON document.
-fn unusable(path: &Path, errors: &PolicyFileErrors, json: bool) -> OperatorError {
-    let lines = lines(errors);
-    if json {
-        return OperatorError::Policy(lines.join("; "));
-    }
-    lines.iter().for_each(|line| tell(format_args!("{}", one_line(line))));
-    let plural = if lines.len() == 1 { "" } else { "s" };
-    OperatorError::Policy(format!("{} has {} error{plural}; nothing was set", path.display(), lines.len()))
+    let parts = json!({ "groups": file.groups, "caps": file.caps.caps });
+    policies::show(&file.to_string(), parts, json)
 }
 
 async fn set_policy(
@@ -191,9 +174,7 @@ async fn set_policy(
     yes: bool,
     json: bool,
 ) -> Result<Exit, OperatorError> {
-    let text = std::fs::read_to_string(path).map_err(OperatorError::file(path))?;
-    let mut wanted = PolicyFile::parse(&path.display().to_string(), &text)
-        .map_err(|errors| unusable(path, &errors, json))?;
+    let (mut wanted, text) = policies::read(path, json, PolicyFile::parse)?;
     let before = keeper.policies().await?;
     // A file about groups alone says nothing of caps; one with any table of them has all.
     if !names_caps(&text) {
@@ -203,23 +184,11 @@ async fn set_policy(
     let mut after = PolicyFile { groups: before.file.groups.clone(), caps: wanted.caps.clone() };
     after.groups.extend(wanted.groups.clone());
     let changes = before.file.difference(&after);
-    if changes.is_empty() {
-        if json {
-            print_json(&json!({ "schema": SCHEMA, "changed": false }))?;
-        } else {
-            say(format_args!("nothing to do: {} has these policies", keeper.name()))?;
-        }
+    if !policies::agreed(&changes, keeper.name(), yes, json)? {
         return Ok(Exit::NothingToDo);
     }
-    changes.iter().for_each(|line| tell(format_args!("{line}")));
-    ask("set this policy?", yes)?;
     keeper.set_policies(&Change { before: &before, wanted: &wanted, why }).await?;
-    if json {
-        print_json(&json!({ "schema": SCHEMA, "changed": true, "changes": changes }))?;
-    } else {
-        say(format_args!("the policy is set; permits that are held stay held"))?;
-    }
-    Ok(Exit::Done)
+    policies::was_set(&changes, "permits that are held stay held", json)
 }
 
 /// Whether a policy file has a table of caps, be it an empty one, which is how the last cap is removed.

@@ -9,6 +9,7 @@ mod enrolment;
 mod error;
 mod lock;
 mod node;
+mod policies;
 mod release;
 mod rollout;
 mod root;

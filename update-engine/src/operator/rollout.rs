@@ -4,17 +4,17 @@ mod drawn;
 #[cfg(test)]
 mod tests;
 
-use super::{Client, OperatorError, ask, print_json, say, tell};
+use super::{Client, OperatorError, policies, print_json, say};
 use clap::{Args, Subcommand};
 use drawn::{draw, explained, shown};
 use jiff::Timestamp;
+use protocol::digest::Sha256;
 use protocol::id::{Channel, Group, NodeId};
-use protocol::policy_file::PolicyFileErrors;
 use protocol::rollout::{RolloutFile, Share};
 use protocol::status::{Exit, one_line};
 use protocol::version::Version;
 use protocol::wire::{
-    Decision, NodeExplain, RolloutAct, RolloutInfo, RolloutList, RolloutPolicies, RolloutPolicySet, SCHEMA,
+    Decision, NodeExplain, Policies, PolicySet, RolloutAct, RolloutInfo, RolloutList, SCHEMA,
     SimulationReport, SimulationRequest,
 };
 use reqwest::Method;
@@ -173,87 +173,43 @@ async fn act(client: &Client, options: ActOptions, verb: &str, json: bool) -> Re
     Ok(Exit::Done)
 }
 
-async fn policies(client: &Client) -> Result<(RolloutFile, RolloutPolicies), OperatorError> {
-    let policies: RolloutPolicies = client.get("api/v1/rollout-policy").await?;
-    if policies.file.is_empty() {
-        return Ok((RolloutFile::default(), policies));
+/// All policies that were set, and what names them.
+async fn current(client: &Client) -> Result<(RolloutFile, Sha256), OperatorError> {
+    let Policies { digest, file, .. } = client.get("api/v1/rollout-policy").await?;
+    if file.is_empty() {
+        return Ok((RolloutFile::default(), digest));
     }
-    let file = RolloutFile::parse(client.server(), &policies.file)
-        .map_err(|errors| OperatorError::Policy(lines(&errors).join("; ")))?;
-    Ok((file, policies))
+    let file = RolloutFile::parse(client.server(), &file).map_err(|errors| policies::unreadable(&errors))?;
+    Ok((file, digest))
 }
 
 async fn show_policy(client: &Client, channel: Option<&Channel>, json: bool) -> Result<Exit, OperatorError> {
-    let (mut file, _) = policies(client).await?;
+    let (mut file, _) = current(client).await?;
     if let Some(channel) = channel {
         // A channel that nobody set a policy for has the default one.
         let policy = file.channels.remove(channel).unwrap_or_default();
         file.channels = [(channel.clone(), policy)].into();
     }
-    if json {
-        print_json(&json!({ "schema": SCHEMA, "channels": file.channels, "file": file.to_string() }))?;
-    } else {
-        say(format_args!("{}", file.to_string().trim_end()))?;
-    }
-    Ok(Exit::Done)
-}
-
-fn lines(errors: &PolicyFileErrors) -> Vec<String> {
-    errors.0.iter().map(ToString::to_string).collect()
-}
-
-/// Reads a file of policies. Of a file with errors all are told, a line each, or together in the one line of a JSON document.
-fn read(path: &Path, json: bool) -> Result<RolloutFile, OperatorError> {
-    let text = std::fs::read_to_string(path).map_err(OperatorError::file(path))?;
-    RolloutFile::parse(&path.display().to_string(), &text).map_err(|errors| {
-        let lines = lines(&errors);
-        if json {
-            return OperatorError::Policy(lines.join("; "));
-        }
-        lines.iter().for_each(|line| tell(format_args!("{}", one_line(line))));
-        let plural = if lines.len() == 1 { "" } else { "s" };
-        OperatorError::Policy(format!(
-            "{} has {} error{plural}; nothing was set",
-            path.display(),
-            lines.len()
-        ))
-    })
+    policies::show(&file.to_string(), json!({ "channels": file.channels }), json)
 }
 
 async fn set(client: &Client, path: &Path, why: &str, yes: bool, json: bool) -> Result<Exit, OperatorError> {
-    let wanted = read(path, json)?;
-    let (before, seen) = policies(client).await?;
+    let (wanted, _) = policies::read(path, json, RolloutFile::parse)?;
+    let (before, replaces) = current(client).await?;
     let mut after = before.clone();
     after.channels.extend(wanted.channels.clone());
     let changes = before.difference(&after);
-    if changes.is_empty() {
-        if json {
-            print_json(&json!({ "schema": SCHEMA, "changed": false }))?;
-        } else {
-            say(format_args!("nothing to do: the server has these policies"))?;
-        }
+    if !policies::agreed(&changes, "the server", yes, json)? {
         return Ok(Exit::NothingToDo);
     }
-    changes.iter().for_each(|line| tell(format_args!("{line}")));
-    ask("set this policy?", yes)?;
-    let body = RolloutPolicySet {
-        schema: SCHEMA,
-        replaces: seen.digest,
-        file: wanted.to_string(),
-        why: why.to_owned(),
-    };
-    client.change::<_, RolloutPolicies>(Method::PUT, "api/v1/rollout-policy", &body).await?;
-    if json {
-        print_json(&json!({ "schema": SCHEMA, "changed": true, "changes": changes }))?;
-    } else {
-        say(format_args!("the policy is set; nodes that were let go stay let go"))?;
-    }
-    Ok(Exit::Done)
+    let body = PolicySet { schema: SCHEMA, replaces, file: wanted.to_string(), why: why.to_owned() };
+    client.change::<_, Policies>(Method::PUT, "api/v1/rollout-policy", &body).await?;
+    policies::was_set(&changes, "nodes that were let go stay let go", json)
 }
 
 async fn simulate(client: &Client, options: SimulateOptions, json: bool) -> Result<Exit, OperatorError> {
     let file = match &options.policy {
-        Some(path) => Some(read(path, json)?.to_string()),
+        Some(path) => Some(policies::read(path, json, RolloutFile::parse)?.0.to_string()),
         None => None,
     };
     let body = SimulationRequest {

@@ -2,7 +2,7 @@
 
 use super::{Ask, Told};
 use crate::decision;
-use crate::policies::{PolicyFailure, changed};
+use crate::policies::{PolicyFailure, as_seen, changed};
 use crate::repository::paths::LIVE;
 use crate::server::App;
 use crate::store::audit::{self, Change};
@@ -165,12 +165,6 @@ pub async fn info(app: &App, conn: &mut Connection, rollout: Rollout) -> Result<
     Ok(RolloutInfo { schema: SCHEMA, next_stage: next_stage(&rollout, &known, now), rollout, counts })
 }
 
-/// What a state of the policies is named by.
-#[must_use]
-pub fn digest(file: &RolloutFile) -> Sha256 {
-    Sha256::of(file.to_string().as_bytes())
-}
-
 /// All policies as they are.
 ///
 /// # Errors
@@ -198,9 +192,7 @@ pub async fn set_policies(
     let now = app.now();
     let mut change = app.store().write().await?;
     let before = current(&mut change).await?;
-    if digest(&before) != *replaces {
-        return Err(PolicyFailure::Changed);
-    }
+    as_seen(&before, replaces)?;
     for (channel, policy) in &wanted.channels {
         let old = before.channels.get(channel);
         if old == Some(policy) {

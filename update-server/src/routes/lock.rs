@@ -14,10 +14,10 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, Uri};
 use protocol::id::Group;
-use protocol::lock::{ClientId, Command, PolicyFile, Refusal, Reply};
+use protocol::lock::{ClientId, Command, Refusal, Reply};
 use protocol::wire::{
-    BODY_MAX, LOCK_BODY_MAX, LockAnswer, LockCommand, LockImport, LockInfo, LockList, LockPolicies,
-    LockPolicySet, LockRelease, LockView, NodeRemove, SCHEMA,
+    BODY_MAX, LOCK_BODY_MAX, LockAnswer, LockCommand, LockImport, LockInfo, LockList, LockRelease, LockView,
+    NodeRemove, Policies, PolicySet, SCHEMA,
 };
 
 /// The longest name of an etcd member that a node may give, in bytes.
@@ -171,15 +171,11 @@ pub(super) async fn import(
     Ok(Json(info(&found.ok_or_else(|| unknown(&group))?)))
 }
 
-fn as_policies(file: &PolicyFile) -> LockPolicies {
-    LockPolicies { schema: SCHEMA, digest: policies::digest(file), file: file.to_string() }
-}
-
 /// `GET /api/v1/lock-policy`.
-pub(super) async fn policy(State(app): State<App>, actor: Actor) -> Result<Json<LockPolicies>, ApiError> {
+pub(super) async fn policy(State(app): State<App>, actor: Actor) -> Result<Json<Policies>, ApiError> {
     actor.require(Role::Viewer)?;
     let file = policies::current(&mut *app.store().read().await?).await?;
-    Ok(Json(as_policies(&file)))
+    Ok(Json(Policies::of(&file)))
 }
 
 /// `PUT /api/v1/lock-policy`.
@@ -187,11 +183,11 @@ pub(super) async fn set_policy(
     State(app): State<App>,
     actor: Actor,
     body: Body,
-) -> Result<Json<LockPolicies>, ApiError> {
+) -> Result<Json<Policies>, ApiError> {
     actor.require(Role::Operator)?;
-    let LockPolicySet { replaces, file, why, .. } = read_json(body, BODY_MAX).await?;
+    let PolicySet { replaces, file, why, .. } = read_json(body, BODY_MAX).await?;
     reason(&why)?;
-    Ok(Json(as_policies(&policies::set(&app, &file, &replaces, &actor.name, &why).await?)))
+    Ok(Json(Policies::of(&policies::set(&app, &file, &replaces, &actor.name, &why).await?)))
 }
 
 /// `POST /api/v1/nodes/<node>/remove`.

@@ -11,9 +11,8 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use protocol::id::{Channel, NodeId};
-use protocol::rollout::RolloutFile;
 use protocol::wire::{
-    BODY_MAX, NodeExplain, RolloutAct, RolloutInfo, RolloutList, RolloutPolicies, RolloutPolicySet, SCHEMA,
+    BODY_MAX, NodeExplain, Policies, PolicySet, RolloutAct, RolloutInfo, RolloutList, SCHEMA,
     SimulationReport, SimulationRequest,
 };
 
@@ -120,15 +119,11 @@ pub(super) async fn simulate(
     Ok(Json(rollouts::simulate(&app, &channel, &request).await?))
 }
 
-fn as_policies(file: &RolloutFile) -> RolloutPolicies {
-    RolloutPolicies { schema: SCHEMA, digest: acts::digest(file), file: file.to_string() }
-}
-
 /// `GET /api/v1/rollout-policy`.
-pub(super) async fn policy(State(app): State<App>, actor: Actor) -> Result<Json<RolloutPolicies>, ApiError> {
+pub(super) async fn policy(State(app): State<App>, actor: Actor) -> Result<Json<Policies>, ApiError> {
     actor.require(Role::Viewer)?;
     let file = acts::current(&mut *app.store().read().await?).await?;
-    Ok(Json(as_policies(&file)))
+    Ok(Json(Policies::of(&file)))
 }
 
 /// `PUT /api/v1/rollout-policy`.
@@ -136,11 +131,11 @@ pub(super) async fn set_policy(
     State(app): State<App>,
     actor: Actor,
     body: Body,
-) -> Result<Json<RolloutPolicies>, ApiError> {
+) -> Result<Json<Policies>, ApiError> {
     actor.require(Role::Operator)?;
-    let RolloutPolicySet { replaces, file, why, .. } = read_json(body, BODY_MAX).await?;
+    let PolicySet { replaces, file, why, .. } = read_json(body, BODY_MAX).await?;
     reason(&why)?;
-    Ok(Json(as_policies(&acts::set_policies(&app, &file, &replaces, &actor.name, &why).await?)))
+    Ok(Json(Policies::of(&acts::set_policies(&app, &file, &replaces, &actor.name, &why).await?)))
 }
 
 /// `GET /api/v1/nodes/<node>/explain`.

@@ -6,7 +6,7 @@ use crate::common;
 
 use common::Server;
 use jiff::SignedDuration;
-use protocol::wire::{FleetLockError, LockInfo, LockPolicies, LockPolicySet, SCHEMA};
+use protocol::wire::{FleetLockError, LockInfo, Policies, PolicySet, SCHEMA};
 use reqwest::{Method, Response, StatusCode, header};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -109,10 +109,10 @@ async fn thirty_at_once() {
 async fn thirty_at_once_and_each_of_them_twice_when_three_may() {
     let server = Server::start().await;
     let admin = server.admin();
-    let LockPolicies { digest, .. } = admin.read("/api/v1/lock-policy").await;
+    let Policies { digest, .. } = admin.read("/api/v1/lock-policy").await;
     let (file, why) = ("[group.default]\nmax = 3\n".to_owned(), "test".to_owned());
-    let set = LockPolicySet { schema: SCHEMA, replaces: digest, file, why };
-    let _: LockPolicies = common::done(admin.send(Method::PUT, "/api/v1/lock-policy", &set).await).await;
+    let set = PolicySet { schema: SCHEMA, replaces: digest, file, why };
+    let _: Policies = common::done(admin.send(Method::PUT, "/api/v1/lock-policy", &set).await).await;
     let asked = (0..60).map(|n| {
         let request = server.anybody().request(Method::POST, LOCK).header("fleet-lock-protocol", "true");
         async move {

@@ -9,7 +9,7 @@ use common::Server;
 use jiff::SignedDuration;
 use protocol::lock::{ClientId, Limit};
 use protocol::status::Exit;
-use protocol::wire::{AuditLog, LockInfo, LockPolicies, NodeCredential};
+use protocol::wire::{AuditLog, LockInfo, NodeCredential, Policies};
 use reqwest::{Method, StatusCode};
 use std::path::PathBuf;
 use tempfile::TempDir;
@@ -119,7 +119,7 @@ async fn a_file_about_groups_alone_leaves_caps_as_they_are() {
     desk.write("one.toml", "[group.default]\nmax = 3\n");
     desk.exits("lock policy set @one.toml --yes", Exit::Done).await;
     let policies = async || {
-        let LockPolicies { file, .. } = desk.server.admin().read("/api/v1/lock-policy").await;
+        let Policies { file, .. } = desk.server.admin().read("/api/v1/lock-policy").await;
         file
     };
     assert!(policies().await.contains("[cap.front]"), "{}", policies().await);
@@ -133,7 +133,7 @@ async fn a_policy_is_shown_changed_in_a_file_and_set() {
     let desk = Desk::new().await;
     desk.exits("lock policy show", Exit::Done).await;
     desk.fails("lock policy show web", Exit::Failed, "no group web").await;
-    let LockPolicies { file, .. } = desk.server.admin().read("/api/v1/lock-policy").await;
+    let Policies { file, .. } = desk.server.admin().read("/api/v1/lock-policy").await;
     desk.write("policy.toml", &file);
     desk.exits("lock policy set @policy.toml", Exit::NothingToDo).await;
     desk.write("policy.toml", &file.replace("max = 1", "max = 4"));

@@ -11,8 +11,8 @@ use protocol::id::{BootId, NodeId};
 use protocol::lock::{ClientId, Command, Phase, Refusal, Reply, Request, Wait};
 use protocol::version::Version;
 use protocol::wire::{
-    AuditLog, Events, LockAnswer, LockCommand, LockInfo, LockList, LockPolicies, LockPolicySet, LockRelease,
-    LockView, NodeCredential, NodeList, NodeRemove, SCHEMA,
+    AuditLog, Events, LockAnswer, LockCommand, LockInfo, LockList, LockRelease, LockView, NodeCredential,
+    NodeList, NodeRemove, Policies, PolicySet, SCHEMA,
 };
 use reqwest::{Method, StatusCode};
 
@@ -101,11 +101,10 @@ async fn audit(server: &Server) -> Vec<(String, String, String, String)> {
     log.entries.into_iter().map(|entry| (entry.actor, entry.action, entry.subject, entry.detail)).collect()
 }
 
-async fn set_policy(server: &Server, file: &str) -> LockPolicies {
+async fn set_policy(server: &Server, file: &str) -> Policies {
     let admin = server.admin();
-    let LockPolicies { digest, .. } = admin.read("/api/v1/lock-policy").await;
-    let body =
-        LockPolicySet { schema: SCHEMA, replaces: digest, file: file.to_owned(), why: "test".to_owned() };
+    let Policies { digest, .. } = admin.read("/api/v1/lock-policy").await;
+    let body = PolicySet { schema: SCHEMA, replaces: digest, file: file.to_owned(), why: "test".to_owned() };
     done(admin.send(Method::PUT, "/api/v1/lock-policy", &body).await).await
 }
 
@@ -310,7 +309,7 @@ max = 2
 async fn policies_are_set_whole_by_compare_and_swap() {
     let server = Server::start().await;
     let admin = server.admin();
-    let first: LockPolicies = admin.read("/api/v1/lock-policy").await;
+    let first: Policies = admin.read("/api/v1/lock-policy").await;
     assert!(first.file.contains("[group.default]"), "{}", first.file);
     let second = set_policy(&server, TWO_GROUPS).await;
     assert_ne!(first.digest, second.digest);
@@ -320,22 +319,15 @@ async fn policies_are_set_whole_by_compare_and_swap() {
     assert_eq!(audit(&server).await.iter().filter(|(_, action, ..)| action == "lock.policy").count(), 2);
     assert_eq!(audit(&server).await.iter().filter(|(_, action, ..)| action == "lock.caps").count(), 1);
     // Seen before somebody else changed it.
-    let stale = LockPolicySet {
-        schema: SCHEMA,
-        replaces: first.digest,
-        file: second.file.clone(),
-        why: "x".to_owned(),
-    };
+    let stale =
+        PolicySet { schema: SCHEMA, replaces: first.digest, file: second.file.clone(), why: "x".to_owned() };
     error(admin.send(Method::PUT, "/api/v1/lock-policy", &stale).await, StatusCode::CONFLICT).await;
     // What is printed reads back as itself, and changes nothing.
     let same = set_policy(&server, &second.file).await;
     assert_eq!(same, second);
     assert_eq!(audit(&server).await.iter().filter(|(_, action, ..)| action == "lock.policy").count(), 2);
-    let wrong = LockPolicySet {
-        file: "[group.default]\nmax = \"many\"\n".to_owned(),
-        replaces: second.digest,
-        ..stale
-    };
+    let wrong =
+        PolicySet { file: "[group.default]\nmax = \"many\"\n".to_owned(), replaces: second.digest, ..stale };
     let wrong =
         error(admin.send(Method::PUT, "/api/v1/lock-policy", &wrong).await, StatusCode::BAD_REQUEST).await;
     assert!(wrong.message.contains(":2:"), "the line is named: {}", wrong.message);

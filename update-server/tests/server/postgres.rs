@@ -14,8 +14,7 @@ use futures::future::join_all;
 use protocol::id::NodeId;
 use protocol::lock::{ClientId, Command as LockVerb, Reply, Request};
 use protocol::wire::{
-    ChannelList, Decision, LockAnswer, LockCommand, LockInfo, LockPolicies, LockPolicySet, NodeCredential,
-    SCHEMA,
+    ChannelList, Decision, LockAnswer, LockCommand, LockInfo, NodeCredential, Policies, PolicySet, SCHEMA,
 };
 use reqwest::{Method, StatusCode};
 use std::io::{BufRead as _, BufReader};
@@ -315,10 +314,10 @@ async fn two_servers_never_grant_more_than_may_and_one_is_killed() {
     let database = Database::on_postgres();
     let dir = TempDir::new().unwrap();
     let [mut a, b] = two(&dir, &database.address().unwrap());
-    let LockPolicies { digest, .. } = a.admin().read("/api/v1/lock-policy").await;
+    let Policies { digest, .. } = a.admin().read("/api/v1/lock-policy").await;
     let file = "[group.default]\nmax = 2\n".to_owned();
-    let policy = LockPolicySet { schema: SCHEMA, replaces: digest, file, why: "test".to_owned() };
-    let _: LockPolicies = done(a.admin().send(Method::PUT, "/api/v1/lock-policy", &policy).await).await;
+    let policy = PolicySet { schema: SCHEMA, replaces: digest, file, why: "test".to_owned() };
+    let _: Policies = done(a.admin().send(Method::PUT, "/api/v1/lock-policy", &policy).await).await;
 
     let seen = Seen::default();
     let servers = [a.url.clone(), b.url.clone()];

@@ -10,8 +10,8 @@ use jiff::SignedDuration;
 use protocol::rollout::{GrantPhase, Share};
 use protocol::status::StateName;
 use protocol::wire::{
-    AuditLog, ChannelInfo, ChannelPromote, ChannelSet, Decision, EventKind, RolloutAct, RolloutList,
-    RolloutPolicies, RolloutPolicySet, SCHEMA, SimulationReport, SimulationRequest, UpdateCheck,
+    AuditLog, ChannelInfo, ChannelPromote, ChannelSet, Decision, EventKind, Policies, PolicySet, RolloutAct,
+    RolloutList, SCHEMA, SimulationReport, SimulationRequest, UpdateCheck,
 };
 use reqwest::{Method, StatusCode};
 use update_server::rollouts;
@@ -422,8 +422,8 @@ async fn a_promotion_waits_for_its_gate() {
 #[tokio::test]
 async fn policies_are_set_whole_or_not_at_all_by_who_may() {
     let (_server, admin) = rolling("in_flight = 5\n").await;
-    let before: RolloutPolicies = admin.read("/api/v1/rollout-policy").await;
-    let set = |file: &str, replaces| RolloutPolicySet {
+    let before: Policies = admin.read("/api/v1/rollout-policy").await;
+    let set = |file: &str, replaces| PolicySet {
         schema: SCHEMA,
         replaces,
         file: file.to_owned(),
@@ -437,10 +437,10 @@ async fn policies_are_set_whole_or_not_at_all_by_who_may() {
         "the policy file:2:13: channel.stable.in_flight: expected a number from 0 to 4294967295, found -1 (and 1 more errors)"
     );
     let file = "[channel.beta]\nin_flight = 1\n[channel.stable]\nin_flight = 6\n";
-    let _: RolloutPolicies = done(admin.send(Method::PUT, path, &set(file, before.digest)).await).await;
+    let _: Policies = done(admin.send(Method::PUT, path, &set(file, before.digest)).await).await;
     error(admin.send(Method::PUT, path, &set(file, before.digest)).await, StatusCode::CONFLICT).await;
     assert_eq!(rollout(&admin).await.rollout.policy.limits.in_flight, Some(6), "at once");
-    let all: RolloutPolicies = admin.read(path).await;
+    let all: Policies = admin.read(path).await;
     assert!(all.file.contains("[channel.beta]") && all.file.contains("in_flight = 6"), "{}", all.file);
     let anybody = Client { token: None, ..admin.clone() };
     for path in ["/api/v1/rollouts", "/api/v1/rollouts/stable", path] {

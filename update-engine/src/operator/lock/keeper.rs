@@ -3,11 +3,12 @@
 use super::etcd::EtcdKeeper;
 use crate::cli::node::NodeOptions;
 use crate::config::settings::{self, LockBackend};
+use crate::operator::policies::unreadable;
 use crate::operator::{Client, OperatorError, ServerOptions};
 use protocol::digest::Sha256;
 use protocol::id::Group;
-use protocol::lock::{ClientId, Document, PolicyFile, PolicyFileErrors};
-use protocol::wire::{LockImport, LockInfo, LockList, LockPolicies, LockPolicySet, LockRelease, SCHEMA};
+use protocol::lock::{ClientId, Document, PolicyFile};
+use protocol::wire::{LockImport, LockInfo, LockList, LockRelease, Policies, PolicySet, SCHEMA};
 use reqwest::Method;
 
 /// Who keeps the locks.
@@ -27,7 +28,7 @@ pub(super) struct Locks {
 
 /// All policies and caps, and what names them where the keeper has a name for them.
 #[derive(Debug)]
-pub(super) struct Policies {
+pub(super) struct Seen {
     pub(super) file: PolicyFile,
     digest: Option<Sha256>,
 }
@@ -36,7 +37,7 @@ pub(super) struct Policies {
 #[derive(Debug)]
 pub(super) struct Change<'a> {
     /// As the operator saw them.
-    pub(super) before: &'a Policies,
+    pub(super) before: &'a Seen,
     /// The groups that are set, and all caps.
     pub(super) wanted: &'a PolicyFile,
     pub(super) why: &'a str,
@@ -112,15 +113,14 @@ impl Keeper {
         }
     }
 
-    pub(super) async fn policies(&self) -> Result<Policies, OperatorError> {
+    pub(super) async fn policies(&self) -> Result<Seen, OperatorError> {
         match self {
             Self::Server(client) => {
-                let LockPolicies { digest, file, .. } = client.get("api/v1/lock-policy").await?;
-                let file = PolicyFile::parse(client.server(), &file)
-                    .map_err(|errors| OperatorError::Policy(lines(&errors).join("; ")))?;
-                Ok(Policies { file, digest: Some(digest) })
+                let Policies { digest, file, .. } = client.get("api/v1/lock-policy").await?;
+                let file = PolicyFile::parse(client.server(), &file).map_err(|errors| unreadable(&errors))?;
+                Ok(Seen { file, digest: Some(digest) })
             }
-            Self::Etcd(etcd) => Ok(Policies { file: etcd.policies().await?, digest: None }),
+            Self::Etcd(etcd) => Ok(Seen { file: etcd.policies().await?, digest: None }),
         }
     }
 
@@ -129,13 +129,13 @@ impl Keeper {
         let Change { before, wanted, why } = change;
         match (self, &before.digest) {
             (Self::Server(client), Some(digest)) => {
-                let body = LockPolicySet {
+                let body = PolicySet {
                     schema: SCHEMA,
                     replaces: *digest,
                     file: wanted.to_string(),
                     why: (*why).to_owned(),
                 };
-                client.change::<_, LockPolicies>(Method::PUT, "api/v1/lock-policy", &body).await.map(drop)
+                client.change::<_, Policies>(Method::PUT, "api/v1/lock-policy", &body).await.map(drop)
             }
             (Self::Server(client), None) => {
                 let server = client.server();
@@ -164,9 +164,4 @@ impl Keeper {
             Self::Etcd(etcd) => etcd.import(document, system, why).await,
         }
     }
-}
-
-/// The errors of a policy file, a line each.
-pub(super) fn lines(errors: &PolicyFileErrors) -> Vec<String> {
-    errors.0.iter().map(ToString::to_string).collect()
 }

@@ -7,10 +7,9 @@ use protocol::lock::ClientId;
 use protocol::wire::{
     AuditLog, ChannelInfo, ChannelList, ChannelPromote, ChannelSet, EnrolmentCreate, EnrolmentCreated,
     EnrolmentList, EventStats, Events, FleetLockBody, LockAnswer, LockCommand, LockImport, LockInfo,
-    LockList, LockPolicies, LockPolicySet, LockRelease, LockView, NodeExplain, NodeGroup, NodeList,
-    NodeRemove, NodeRevoke, NodeRevoked, NodeShow, Published, ReleaseList, ReleasePush, RolloutAct,
-    RolloutInfo, RolloutList, RolloutPolicies, RolloutPolicySet, RootPush, SimulationReport,
-    SimulationRequest, UpdateAnswer, UpdateCheck, VersionStats,
+    LockList, LockRelease, LockView, NodeExplain, NodeGroup, NodeList, NodeRemove, NodeRevoke, NodeRevoked,
+    NodeShow, Policies, PolicySet, Published, ReleaseList, ReleasePush, RolloutAct, RolloutInfo, RolloutList,
+    RootPush, SimulationReport, SimulationRequest, UpdateAnswer, UpdateCheck, VersionStats,
 };
 use utoipa::openapi::path::HttpMethod::{Delete, Get, Post, Put};
 
@@ -122,11 +121,11 @@ fn rollouts() -> Vec<Endpoint> {
         .fails(&[404]),
         Endpoint::new(Get, "/api/v1/rollout-policy", "The rollout policies of all channels.")
             .operator(Viewer)
-            .gives::<RolloutPolicies>(),
+            .gives::<Policies>(),
         Endpoint::new(Put, "/api/v1/rollout-policy", "Sets rollout policies.")
             .operator(Operator)
-            .takes::<RolloutPolicySet>()
-            .gives::<RolloutPolicies>()
+            .takes::<PolicySet>()
+            .gives::<Policies>()
             .fails(&[409]),
     ]
 }
@@ -245,11 +244,11 @@ fn locks() -> Vec<Endpoint> {
             .fails(&[404, 409]),
         Endpoint::new(Get, "/api/v1/lock-policy", "The lock policies of all groups.")
             .operator(Viewer)
-            .gives::<LockPolicies>(),
+            .gives::<Policies>(),
         Endpoint::new(Put, "/api/v1/lock-policy", "Sets lock policies.")
             .operator(Operator)
-            .takes::<LockPolicySet>()
-            .gives::<LockPolicies>()
+            .takes::<PolicySet>()
+            .gives::<Policies>()
             .fails(&[409]),
     ]
 }

@@ -92,15 +92,14 @@ impl Node {
 
 /// Sets the rollout policy of the channel stable.
 pub async fn set_policy(client: &Client, text: &str) {
-    let before: wire::RolloutPolicies = client.read("/api/v1/rollout-policy").await;
-    let body = wire::RolloutPolicySet {
+    let before: wire::Policies = client.read("/api/v1/rollout-policy").await;
+    let body = wire::PolicySet {
         schema: wire::SCHEMA,
         replaces: before.digest,
         file: format!("[channel.stable]\n{text}"),
         why: "a test".to_owned(),
     };
-    let _: wire::RolloutPolicies =
-        done(client.send(Method::PUT, "/api/v1/rollout-policy", &body).await).await;
+    let _: wire::Policies = done(client.send(Method::PUT, "/api/v1/rollout-policy", &body).await).await;
 }
 
 /// Pauses, resumes or approves.
