@@ -195,23 +195,38 @@ impl Rollout {
         self.policy.canary == other.policy.canary && self.policy.waves == other.policy.waves
     }
 
-    /// Sets the policy. The stage that is open stays open where the new policy has it, else the next smaller one is, the first one
-    /// at least; its hold begins anew. What was let go is not taken back from nodes that have been.
+    /// Sets the policy. It opens nothing that was closed, but for a canary group that it names, and takes nothing back from nodes
+    /// that have been let go. Where the new policy has a stage that reaches as far as the one that is open, or less far, that one is
+    /// open now, and its hold begins anew. Else the stage that is open stays, with its own hold and approval, in front of those of
+    /// the new policy: for this rollout only, the next one begins with what the operator wrote.
     #[must_use]
     pub fn with_policy(&self, policy: RolloutPolicy, now: Timestamp) -> Self {
         let mut next = Self { policy, approved: false, ..self.clone() };
-        if !next.has_stages_of(self) {
-            // The same share as before, or the next smaller one: a new policy opens nothing.
-            let open = self.share();
-            let first = u32::from(next.policy.canary.is_some());
-            let smaller = next.policy.waves.iter().filter(|wave| wave.share <= open).count();
-            let smaller = u32::try_from(smaller).unwrap_or(u32::MAX);
-            next.stage = match smaller {
-                0 if next.policy.waves.is_empty() && open == Share::ALL => first,
-                0 => 0,
-                _ => first + smaller - 1,
-            };
-            next.stage_at = now;
+        if next.has_stages_of(self) {
+            return next;
+        }
+        next.stage_at = now;
+        match self.open() {
+            Stage::Canary(canary) => {
+                next.stage = 0;
+                if next.policy.canary.is_none() {
+                    next.policy.canary = Some(canary.clone());
+                    next.stage_at = self.stage_at;
+                }
+            }
+            Stage::Wave(wave) => {
+                let first = u32::from(next.policy.canary.is_some());
+                let reached = next.policy.waves.iter().filter(|new| new.share <= wave.share).count();
+                let all_at_once = next.policy.waves.is_empty();
+                next.stage = first + u32::try_from(reached).unwrap_or(u32::MAX).saturating_sub(1);
+                if reached == 0 && !(all_at_once && wave.share == Share::ALL) {
+                    if all_at_once {
+                        next.policy.waves.push(super::policy::Wave::DEFAULT);
+                    }
+                    next.policy.waves.insert(0, wave);
+                    next.stage_at = self.stage_at;
+                }
+            }
         }
         next
     }

@@ -265,15 +265,54 @@ fn a_new_policy_opens_nothing_that_was_closed() {
         shares(&second, "waves = [{ share = \"5%\" }, { share = \"20%\" }, { share = \"100%\" }]"),
         Share::percent(5)
     );
-    assert_eq!(
-        shares(&second, "waves = [{ share = \"20%\" }, { share = \"100%\" }]"),
-        Share::percent(20),
-        "the first one at least"
-    );
+    let larger = "waves = [{ share = \"20%\" }, { share = \"100%\" }]";
+    assert_eq!(shares(&second, larger), Share::percent(10), "the one that is open stays");
+    assert_eq!(shares(&second, "in_flight = 500"), Share::percent(10), "as it does before all at once");
+    let kept = second.with_policy(policy(larger), after(4000));
+    assert_eq!((kept.stages(), kept.stage_at), (3, after(3600)), "its hold goes on");
+    assert_eq!(advance(&kept, &confirmed(1, 1), after(10_800)).unwrap().share(), Share::percent(20));
+    let again = kept.with_policy(policy(larger), after(5000));
+    assert_eq!((again.stages(), again.share()), (3, Share::percent(10)), "and is kept once");
+    let canary = rollout("[channel.stable.canary]\ngroup = \"c\"\napprove = true");
+    let without = canary.with_policy(policy(""), after(4000));
+    assert_eq!(without.share(), Share::NONE, "the canary group goes on alone");
+    assert!(advance(&without, &confirmed(1, 1), after(9000)).is_none(), "and still wants its approval");
     assert_eq!(shares(&rollout(""), WAVES), Share::ALL, "all could go already");
     assert_eq!(shares(&rollout(""), "[channel.stable.canary]\ngroup = \"c\""), Share::ALL);
     let same = second.with_policy(RolloutPolicy { silent_after_s: 99, ..second.policy.clone() }, after(4000));
     assert_eq!((same.stage, same.stage_at), (1, after(3600)), "the hold goes on");
+}
+
+fn stages() -> impl Strategy<Value = RolloutPolicy> {
+    let waves = prop::collection::btree_set(1_u32..=100, 0..4);
+    (waves, prop::option::of("[ab]"), any::<bool>()).prop_map(|(shares, canary, approve)| {
+        let wave = |share| Wave { share: Share::percent(share), approve, ..Wave::DEFAULT };
+        let confirmed = Share::percent(50);
+        let canary =
+            canary.map(|name| Canary { group: name.parse().unwrap(), hold_s: 60, confirmed, approve });
+        RolloutPolicy { waves: shares.into_iter().map(wave).collect(), canary, ..RolloutPolicy::default() }
+    })
+}
+
+proptest! {
+    /// Whatever an operator sets one after the other: no node may go that could not before, but for a canary group that is named.
+    #[test]
+    fn no_policy_opens_what_was_closed(first in stages(), stage in 0_u32..5, others in prop::collection::vec(stages(), 1..4)) {
+        let begun = Rollout { policy: first, ..rollout("") };
+        let mut rollout = Rollout { stage: stage.min(begun.stages() - 1), ..begun };
+        for (number, policy) in others.into_iter().enumerate() {
+            let next = rollout.with_policy(policy, after(100 * i64::try_from(number).unwrap()));
+            prop_assert!(next.stage < next.stages());
+            let named = next.policy.canary.as_ref().map(|canary| canary.group.clone());
+            for group in ["a", "b", "c"].map(|name| name.parse::<Group>().unwrap()) {
+                for place in (0..=100).map(|percent| u64::MAX / 100 * percent) {
+                    let opened = next.reaches(&group, place) && !rollout.reaches(&group, place);
+                    prop_assert!(!opened || named.as_ref() == Some(&group), "{:?} opens {} to {}", next, place, group);
+                }
+            }
+            rollout = next;
+        }
+    }
 }
 
 #[test]

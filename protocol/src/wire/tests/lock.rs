@@ -117,12 +117,12 @@ document!(
     LockRelease { schema: SCHEMA, node: client(), grant: 12, why: "the machine was scrapped".to_owned() }
 );
 document!(
-    lock_policies,
-    LockPolicies { schema: SCHEMA, digest: Sha256::of(b"policy"), file: "[groups.default]\n".to_owned() }
+    policies,
+    Policies { schema: SCHEMA, digest: Sha256::of(b"policy"), file: "[groups.default]\n".to_owned() }
 );
 document!(
-    lock_policy_set,
-    LockPolicySet {
+    policy_set,
+    PolicySet {
         schema: SCHEMA,
         replaces: Sha256::of(b"policy"),
         file: "[groups.default]\nmax = 2\n".to_owned(),
