@@ -290,6 +290,18 @@ fn what_a_halted_rollout_holds_is_not_booted_until_it_goes_on_and_a_restart_forg
     assert_eq!(world.booted, Slot::B);
 }
 
+#[test]
+fn what_is_held_is_said_where_nobody_here_reboots() {
+    let mut world = daemon(Strategy::Off, &[Good]);
+    world.reboot_allowed = false;
+    world.start().unwrap();
+    rest_after_activation(&mut world);
+    poll(&mut world, true);
+    assert_eq!(world.state().unwrap().waiting(), Some(&Waiting::Rollout("not this node's turn".to_owned())));
+    poll(&mut world, false);
+    assert_eq!(world.state().unwrap().waiting(), None);
+}
+
 /// A test of the test: the invariants notice a reboot into what was held, where the hold is not kept.
 #[test]
 fn a_hold_that_is_lost_is_noticed() {

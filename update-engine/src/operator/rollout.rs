@@ -43,7 +43,8 @@ pub enum RolloutCommand {
         #[arg(long)]
         yes: bool,
     },
-    /// Let no further node go, until resumed. Nodes that have taken the release up already go on with it.
+    /// Let no further node go, until resumed. Nodes that have taken the release up do not reboot into it by themselves meanwhile, once
+    /// they have heard of it.
     Pause(ActOptions),
     /// Go on after a pause or a halt. Nodes that failed before count no more.
     Resume(ActOptions),

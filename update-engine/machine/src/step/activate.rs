@@ -127,15 +127,22 @@ impl Turn {
             let ready = self.prepared(&version);
             return self.reboot_if(ready);
         };
-        if intent.flip != Flip::Activated || !allowed {
+        if intent.flip != Flip::Activated {
             return None;
         }
         let version = intent.content.version.clone();
         let is_update = intent.purpose == Purpose::Update;
+        // Said also where somebody else reboots.
+        if is_update
+            && !wanted
+            && let Some(held) = self.held_by_rollout(&version)
+        {
+            return self.reboot_if(held);
+        }
+        if !allowed {
+            return None;
+        }
         if !wanted {
-            if is_update && let Some(held) = self.held_by_rollout(&version) {
-                return self.reboot_if(held);
-            }
             if let Some(at) = self.state.run.reboot_at
                 && self.wait_until(at)
             {
