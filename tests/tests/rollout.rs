@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test ends where something fails, its own functions included")]
 
 use protocol::slot::Slot;
+use protocol::status::StateName;
 use protocol::wire::RolloutInfo;
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant};
@@ -124,4 +125,27 @@ fn a_release_that_fails_halts_and_the_repaired_one_goes_on() {
     let mut web = web;
     goes(&mut web);
     assert_eq!(rollout(&small.world).counts.all.confirmed, 2);
+}
+
+#[test]
+fn a_pause_holds_what_a_node_has_activated_and_lets_it_go_on() {
+    let small = Small::new().unwrap();
+    small.publish_next("1.2.0", 24).unwrap();
+    let mut web = node(&small, "web", "web");
+    web.engine(&[]).unwrap().ok().unwrap();
+    assert!(web.status().unwrap().staged.is_some_and(|staged| staged.activated));
+    let act = |act: &str| {
+        small.world.updatectl(&["rollout", act, "alpha", "--why", "complaints"]).unwrap().ok().unwrap()
+    };
+    act("pause");
+    waits(&web, "paused");
+    let status = web.status().unwrap();
+    assert_eq!(status.state, StateName::Waiting);
+    assert!(status.reason.starts_with("rollout: 1.2.0 waits: "), "{}", status.reason);
+    act("resume");
+    web.engine(&[]).unwrap().expect_code(3).unwrap();
+    assert_eq!(web.status().unwrap().state, StateName::Staged);
+    web.boot().unwrap();
+    web.engine(&[]).unwrap().ok().unwrap();
+    assert_eq!(web.status().unwrap().booted.unwrap().version.to_string(), "1.2.0");
 }
