@@ -114,17 +114,7 @@ pub(super) async fn run(command: NodeCommand, client: &Client, json: bool) -> Re
             client.delete(&format!("api/v1/nodes/{}/credential", segment(&node))).await?;
             print_done(&node, "may show a new credential", json)?;
         }
-        NodeCommand::SetGroup { node, group, clear: _ } => {
-            let (path, id) = (format!("api/v1/nodes/{node}/group"), ClientId::from(&node));
-            if let Some(group) = group {
-                let body = NodeGroup { schema: SCHEMA, group };
-                client.put(&path, &body).await?;
-                print_done(&id, &format!("is in group {}", body.group), json)?;
-            } else {
-                client.delete(&path).await?;
-                print_done(&id, "is in the group that it names itself", json)?;
-            }
-        }
+        NodeCommand::SetGroup { node, group, clear: _ } => set_group(client, &node, group, json).await?,
         NodeCommand::Revoke { node, reason, yes } => return revoke(client, &node, reason, yes, json).await,
         NodeCommand::Reinstate { node } => {
             client.delete(&format!("api/v1/nodes/{}/revocation", segment(&node))).await?;
@@ -153,6 +143,28 @@ async fn tell_permits(client: &Client, node: &ClientId) -> Result<(), OperatorEr
     Ok(())
 }
 
+/// Places a node in a group; with none, lets its own word count again.
+async fn set_group(
+    client: &Client,
+    node: &NodeId,
+    group: Option<Group>,
+    json: bool,
+) -> Result<(), OperatorError> {
+    let (path, id) = (format!("api/v1/nodes/{node}/group"), ClientId::from(node));
+    match group {
+        Some(group) => {
+            let body = NodeGroup { schema: SCHEMA, group };
+            client.put(&path, &body).await?;
+            print_done(&id, &format!("is in group {}", body.group), json)
+        }
+        None => {
+            client.delete(&path).await?;
+            print_done(&id, "is in the group that it names itself", json)
+        }
+    }
+}
+
+/// Asks, and revokes a node.
 async fn revoke(
     client: &Client,
     node: &ClientId,

@@ -16,8 +16,14 @@ use protocol::wire::{
     NodeGroup, NodeList, NodeRemove, NodeRevoke, NodeRevoked, NodeShow, RolloutInfo, SCHEMA, UpdateAnswer,
     UpdateCheck,
 };
+use axum::http::HeaderMap;
 use reqwest::{Method, Response, StatusCode};
+use std::sync::{Arc, Mutex};
+use update_server::credentials::Need;
+use update_server::data_dir::DataDir;
 use update_server::enrolment::Enrolment;
+use update_server::server::App;
+use update_server::{changes, rollouts};
 
 /// A node with its credential, and the token that it was given.
 #[derive(Clone)]
@@ -426,4 +432,47 @@ async fn a_revocation_in_the_middle_of_a_nodes_words_leaves_it_nothing() {
         let rollout: RolloutInfo = server.admin().read("/api/v1/rollouts/stable").await;
         assert_eq!(rollout.counts.in_flight, 0, "{number}");
     }
+}
+
+/// What another server on the same database may still believe, and for how long.
+#[tokio::test]
+async fn another_server_hears_of_a_revocation_within_a_minute() {
+    let server = Server::start().await;
+    // SQLite has one server only.
+    let Some(url) = server.database.url() else { return };
+    let (srv, beside) = (server.dir.path().join("srv"), server.dir.path().join("beside"));
+    assert!(std::process::Command::new("cp").arg("-a").args([&srv, &beside]).status().unwrap().success());
+    let data = DataDir::open(&beside, Some(&url), None).await.unwrap();
+    let time = Arc::new(Mutex::new(server.now()));
+    let clock = Arc::clone(&time);
+    let other = App::new(&data, Arc::new(move || *clock.lock().unwrap())).await.unwrap();
+
+    let node = Node::new(&server, 1, None);
+    assert_eq!(node.check().await.status(), StatusCode::OK);
+    let mut headers = HeaderMap::new();
+    let bearer = format!("Bearer {}", node.client.token.as_ref().unwrap());
+    headers.insert("authorization", bearer.parse().unwrap());
+    let says = ClientId::from(&node.says.node);
+    let heard = async |need| other.credentials().check(&other, &says, &headers, need).await.is_ok();
+    assert!(heard(Need::IfBound).await);
+    revoke(&server, says.as_str()).await;
+    assert!(!heard(Need::Always).await, "a lock command is refused at once");
+    let ask = rollouts::Ask {
+        channel: "stable".parse().unwrap(),
+        target: "1.1.0".parse().unwrap(),
+        node: node.says.node.clone(),
+        group: "default".parse().unwrap(),
+        version: "1.1.0".parse().unwrap(),
+        quarantined: None,
+    };
+    let told = changes::make(&other, changes::Change::Ask(ask)).await.unwrap();
+    assert_eq!(told, changes::Done::Told(rollouts::Told::Revoked), "and so is a grant");
+    let ahead = |by: i64| {
+        let mut time = time.lock().unwrap();
+        *time = time.saturating_add(SignedDuration::from_secs(by)).unwrap();
+    };
+    ahead(60);
+    assert!(!heard(Need::IfBound).await, "and a minute later everything");
+    assert_eq!(delete(&server, &format!("/api/v1/nodes/{says}/revocation")).await, StatusCode::NO_CONTENT);
+    assert!(heard(Need::IfBound).await, "that it is revoked is not remembered");
 }

@@ -15,7 +15,8 @@ use common::{Client, Operator, Server, done};
 use jiff::{SignedDuration, Timestamp};
 use protocol::lock::{ClientId, Command as LockVerb, Reply, Request};
 use protocol::wire::{
-    AuditLog, EventKind, LockAnswer, LockCommand, LockInfo, NodeCredential, NodeShow, SCHEMA,
+    AuditLog, EnrolmentCreate, EnrolmentCreated, EventKind, LockAnswer, LockCommand, LockInfo, NodeCredential,
+    NodeGroup, NodeRevoke, NodeShow, SCHEMA,
 };
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
@@ -118,6 +119,24 @@ impl Holder {
     }
 }
 
+/// An enrolment token, a node that was placed in a group, and one that is revoked.
+async fn said_by_operators(admin: &Client) {
+    let wish = EnrolmentCreate {
+        schema: SCHEMA,
+        group: Some("web".parse().unwrap()),
+        expires_in_s: Some(3600),
+        uses: None,
+        note: "rack 4".to_owned(),
+    };
+    let _: EnrolmentCreated =
+        done(admin.send(Method::POST, "/api/v1/enrolment-tokens", &wish).await).await;
+    let node = |number: u32, what: &str| format!("/api/v1/nodes/{}/{what}", common::fleet::id(number));
+    let group = NodeGroup { schema: SCHEMA, group: "web".parse().unwrap() };
+    assert!(admin.send(Method::PUT, &node(1, "group"), &group).await.status().is_success());
+    let revoke = NodeRevoke { schema: SCHEMA, reason: "stolen".to_owned() };
+    assert!(admin.send(Method::PUT, &node(9, "revocation"), &revoke).await.status().is_success());
+}
+
 /// A server with something in every table.
 async fn full(server: &Server) -> Operator {
     let (admin, mut operator) = (server.admin(), server.operator());
@@ -140,6 +159,7 @@ async fn full(server: &Server) -> Operator {
     assert!(fine.may_go().await);
     fine.confirm().await;
     act(&admin, "pause", Some("workers")).await;
+    said_by_operators(&admin).await;
     retention::tick(&server.app).await.unwrap();
     let mut change = server.app.store().write().await.unwrap();
     let webhook = Webhook {
@@ -168,6 +188,7 @@ async fn answers(server: &Server, root: u64) -> BTreeMap<String, (StatusCode, St
         "api/v1/rollouts/stable",
         "api/v1/rollout-policy",
         "api/v1/nodes",
+        "api/v1/enrolment-tokens",
         "api/v1/audit",
         "api/v1/stats/events",
         "api/v1/stats/versions?channel=stable",

@@ -6,11 +6,13 @@ use crate::common;
 
 use common::listening::Listening;
 use common::{check, error};
+use protocol::wire::{ENROLMENT_HEADER, NOT_ENROLLED, NodeCredential};
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
 use std::path::Path;
 use std::time::Duration;
 use update_engine::config::{Merged, Settings, fragment::Fragment};
 use update_engine::network;
+use update_server::enrolment::Enrolment;
 use update_server::listen::Listener;
 use update_server::rates::{Gate, Rates};
 
@@ -75,5 +77,31 @@ async fn wrong_tokens_are_not_looked_up_for_ever() {
     let refused = send(ask(&server.token())).await;
     assert!(refused.headers().contains_key("retry-after"));
     error(refused, StatusCode::TOO_MANY_REQUESTS).await;
+    server.end().await;
+}
+
+/// A rack that is switched on behind one address asks all at once whether it must enrol: operators there are heard all the same.
+#[tokio::test]
+async fn nodes_that_must_enrol_first_are_no_failures() {
+    let server = start(Rates { requests: 0, failures: 1, proxies: Vec::new() }).await;
+    server.app.set_enrolment(Enrolment::Token);
+    let client = Client::new();
+    let ask = || {
+        let secret = NodeCredential::from_random([1; 32]);
+        let url = format!("http://{}/v1/update-check", server.address);
+        client.post(url).json(&check("stable", "1.0.0")).bearer_auth(secret.reveal())
+    };
+    let operator = || {
+        let url = format!("http://{}/api/v1/channels", server.address);
+        client.get(url).bearer_auth(server.token())
+    };
+    for _ in 0..20 {
+        assert_eq!(error(send(ask()).await, StatusCode::UNAUTHORIZED).await.kind, NOT_ENROLLED);
+    }
+    assert_eq!(send(operator()).await.status(), StatusCode::OK);
+    // Whoever shows a token that is none is guessing.
+    let wrong = format!("flipside_enrol_{}", "0".repeat(64));
+    error(send(ask().header(ENROLMENT_HEADER, wrong)).await, StatusCode::UNAUTHORIZED).await;
+    assert_eq!(send(operator()).await.status(), StatusCode::TOO_MANY_REQUESTS);
     server.end().await;
 }

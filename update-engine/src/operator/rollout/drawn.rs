@@ -182,6 +182,9 @@ pub(super) fn explained(explain: &NodeExplain) -> String {
         node.state,
         time(node.last_seen)
     );
+    if let Some(of) = &node.revoked {
+        let _ = writeln!(text, "is revoked since {}: {}", time(of.at), one_line(&of.reason));
+    }
     let version = explain.version.as_ref().map_or_else(|| "the release".to_owned(), ToString::to_string);
     match explain.decision {
         Decision::Update => {

@@ -15,6 +15,8 @@ use update_server::tls::Tls;
 pub struct Listening {
     /// Its folder.
     pub dir: TempDir,
+    /// Its parts.
+    pub app: App,
     /// Its host and port.
     pub address: String,
     stop: oneshot::Sender<()>,
@@ -39,8 +41,9 @@ impl Listening {
         let address = tcp.local_addr().unwrap().to_string();
         let listener = listener(tcp);
         let (stop, stopped) = oneshot::channel::<()>();
-        let task = tokio::spawn(async move { app.serve(listener, async { drop(stopped.await) }).await });
-        Self { dir, address, stop, task, _data: data }
+        let serving = app.clone();
+        let task = tokio::spawn(async move { serving.serve(listener, async { drop(stopped.await) }).await });
+        Self { dir, app, address, stop, task, _data: data }
     }
 
     /// The token that `init` made.
