@@ -335,8 +335,9 @@ async fn unseen(
     let (silent, lost) = (before(policy.silent_after_s), before(policy.lost_after_s));
     let found = stored::to_look_at(conn, &rollout.channel, silent, lost).await?;
     let phase = |(key, grant, heard): (GrantKey, Grant, Option<stored::LastHeard>)| {
-        let heard = heard.as_ref().map(|(channel, version, state, at)| Heard {
-            follows: *channel == key.channel,
+        let heard = heard.as_ref().map(|(channel, version, state, at, stuck)| Heard {
+            // What is stuck on a dead end is not waited for, like what has gone elsewhere: it has not failed.
+            follows: *channel == key.channel && !stuck,
             version,
             state: *state,
             at: *at,

@@ -292,14 +292,15 @@ pub async fn set_phase(
     Ok(done.rows_affected() == 1)
 }
 
-/// What was last heard of the node of a grant.
-pub type LastHeard = (Channel, Version, StateName, Timestamp);
+/// What was last heard of the node of a grant, and whether it has not taken the grant up and cannot any more, because what it
+/// runs is a dead end.
+pub type LastHeard = (Channel, Version, StateName, Timestamp, bool);
 
 /// How many grants are looked at once.
 const LOOKED_AT: i64 = 2000;
 
 /// A channel's grants that may have ended unseen, those of earlier rollouts too, with what was last heard of each node: the node
-/// runs the version by now, does something that does not go with it, has gone to another channel, or was not heard of since
+/// runs the version by now, does something that does not go with it, has gone to another channel, is on a dead end, or was not heard of since
 /// before `silent` (in its reboot) or `lost`.
 ///
 /// # Errors
@@ -318,17 +319,20 @@ pub async fn to_look_at(
         heard_version: Option<String>,
         state: Option<String>,
         last_seen: Option<i64>,
+        dead_end: Option<String>,
     }
     let rows: Vec<Looked> = sqlx::query_as(
         "SELECT g.channel, g.number, g.node, g.version, g.granted_at, g.phase, g.phase_at,
-         node.channel AS heard_channel, node.version AS heard_version, node.state, node.last_seen
-         FROM rollout_grant AS g LEFT JOIN node ON node.node = g.node
+         node.channel AS heard_channel, node.version AS heard_version, node.state, node.last_seen,
+         release.dead_end FROM rollout_grant AS g LEFT JOIN node ON node.node = g.node
+         LEFT JOIN release ON release.version = node.version AND release.arch = node.arch
+           AND g.phase = 'granted' AND node.version <> g.version
          WHERE g.channel = $1 AND (
            g.phase IN ('granted', 'activated', 'rebooting', 'silent', 'lost', 'failed')
              AND node.version = g.version AND node.last_seen > g.granted_at
              AND node.state NOT IN ('confirming', 'rolled-back', 'error')
            OR g.phase IN ('granted', 'activated', 'rebooting') AND node.last_seen > g.granted_at
-             AND (node.channel <> g.channel OR node.state = 'rolled-back')
+             AND (node.channel <> g.channel OR node.state = 'rolled-back' OR release.dead_end IS NOT NULL)
            OR g.phase = 'granted' AND node.state IN ('idle', 'error') AND node.last_seen > g.granted_at + 900000000
            OR g.phase = 'rebooting' AND g.phase_at <= $2 AND (node.last_seen IS NULL OR node.last_seen <= $2)
            OR g.phase IN ('granted', 'activated') AND g.phase_at <= $3
@@ -341,7 +345,7 @@ pub async fn to_look_at(
     .bind(LOOKED_AT)
     .fetch_all(conn)
     .await?;
-    let looked = |Looked { row, heard_channel, heard_version, state, last_seen }| {
+    let looked = |Looked { row, heard_channel, heard_version, state, last_seen, dead_end }| {
         let (key, grant) = grant(row)?;
         let heard = match (heard_channel, heard_version, state, last_seen) {
             (Some(channel), Some(version), Some(state), Some(at)) => Some((
@@ -349,6 +353,7 @@ pub async fn to_look_at(
                 parse("a version", version)?,
                 super::nodes::state_name(state)?,
                 from_micros(at)?,
+                dead_end.is_some(),
             )),
             _ => None,
         };
