@@ -225,6 +225,9 @@ async fn nodes_on_dead_ends_are_not_waited_for() {
     pass(&server, 1).await;
     let info = rollout(&admin).await;
     assert_eq!((info.counts.in_flight, info.counts.lost, info.counts.all.failed), (0, 1, 0), "no failure");
+    // Whether anybody waits is looked for when nothing else is changed.
+    pass(&server, 1).await;
+    let info = rollout(&admin).await;
     assert_eq!(info.rollout.stage, 1, "there is nobody left in it that could go");
     assert!(other.may_go().await);
 
