@@ -4,6 +4,7 @@
 
 use crate::common;
 
+use axum::http::HeaderMap;
 use common::fleet::{id, set_policy};
 use common::{Client, Server, check, done, error};
 use futures::future::join_all;
@@ -16,7 +17,6 @@ use protocol::wire::{
     NodeGroup, NodeList, NodeRemove, NodeRevoke, NodeRevoked, NodeShow, RolloutInfo, SCHEMA, UpdateAnswer,
     UpdateCheck,
 };
-use axum::http::HeaderMap;
 use reqwest::{Method, Response, StatusCode};
 use std::sync::{Arc, Mutex};
 use update_server::credentials::Need;

@@ -15,8 +15,8 @@ use common::{Client, Operator, Server, done};
 use jiff::{SignedDuration, Timestamp};
 use protocol::lock::{ClientId, Command as LockVerb, Reply, Request};
 use protocol::wire::{
-    AuditLog, EnrolmentCreate, EnrolmentCreated, EventKind, LockAnswer, LockCommand, LockInfo, NodeCredential,
-    NodeGroup, NodeRevoke, NodeShow, SCHEMA,
+    AuditLog, EnrolmentCreate, EnrolmentCreated, EventKind, LockAnswer, LockCommand, LockInfo,
+    NodeCredential, NodeGroup, NodeRevoke, NodeShow, SCHEMA,
 };
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
@@ -128,8 +128,7 @@ async fn said_by_operators(admin: &Client) {
         uses: None,
         note: "rack 4".to_owned(),
     };
-    let _: EnrolmentCreated =
-        done(admin.send(Method::POST, "/api/v1/enrolment-tokens", &wish).await).await;
+    let _: EnrolmentCreated = done(admin.send(Method::POST, "/api/v1/enrolment-tokens", &wish).await).await;
     let node = |number: u32, what: &str| format!("/api/v1/nodes/{}/{what}", common::fleet::id(number));
     let group = NodeGroup { schema: SCHEMA, group: "web".parse().unwrap() };
     assert!(admin.send(Method::PUT, &node(1, "group"), &group).await.status().is_success());
