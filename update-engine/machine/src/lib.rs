@@ -32,8 +32,8 @@ pub use policy::{Policy, Strategy};
 pub use projection::{Identity, status};
 pub use queue::EventQueue;
 pub use record::{
-    Attempt, Content, Flip, Intent, LastBoot, PerSlot, Permit, PermitStage, PostConfirm, Preparation,
-    Purpose, Record, Refusal, Release, RolledBack,
+    Attempt, Content, Flip, HeldRelease, Intent, LastBoot, PerSlot, Permit, PermitStage, PostConfirm,
+    Preparation, Purpose, Record, Refusal, Release, RolledBack,
 };
 pub use state::{State, Waiting};
 pub use step::step;

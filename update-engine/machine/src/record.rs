@@ -48,10 +48,10 @@ pub struct Record {
     /// The post-confirm hooks that are still to be run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub post_confirm: Option<PostConfirm>,
-    /// Why the server holds this node, as it last said, where something waited for its boot: a rollout that was halted or
-    /// paused. Kept, or an engine that starts again would reboot into it before it hears anything.
+    /// What waited for its boot when the server last held this node: its rollout is halted or paused. Kept, or an engine that
+    /// starts again would reboot into it before it hears anything.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub held: Option<String>,
+    pub held: Option<HeldRelease>,
 }
 
 impl Default for Record {
@@ -102,6 +102,15 @@ impl Record {
             content.condemned || content.digest.is_some_and(|digest| self.quarantined(&digest).is_some())
         })
     }
+}
+
+/// A release that this node is not to start by itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldRelease {
+    /// Which.
+    pub release: Sha256,
+    /// Why, in the server's words.
+    pub reason: String,
 }
 
 /// One of something for each slot.

@@ -302,6 +302,34 @@ fn what_is_held_is_said_where_nobody_here_reboots() {
     assert_eq!(world.state().unwrap().waiting(), None);
 }
 
+/// "Nothing" may mean that the release has become a dead end since.
+#[test]
+fn only_an_offer_of_it_lets_go_what_is_held() {
+    let mut world = waits_for_window();
+    world.server.lists_older = true;
+    poll(&mut world, true);
+    let held = |world: &World| world.record().held.map(|held| held.reason);
+    let channel = world.server.channel.take();
+    let nothing = machine::Checked {
+        answer: machine::Answer::Nothing("a dead end".to_owned()),
+        withdrawn: false,
+        retry_after_s: None,
+    };
+    world.act(&Action::Operator(Command::Check)).unwrap();
+    world.deliver(machine::Event::Checked(Ok(nothing))).unwrap();
+    assert_eq!(held(&world).as_deref(), Some("not this node's turn"));
+    world.pass(3 * 3_600).unwrap();
+    assert!(matches!(world.state().unwrap().waiting(), Some(Waiting::Rollout(_))));
+    // Another release takes its place, and is not held for its sake.
+    world.server.channel = channel;
+    let next = world.server.publish(Good);
+    world.server.channel = Some(next);
+    poll(&mut world, false);
+    until(&mut world, |operation| matches!(operation, Operation::Reboot));
+    world.finish(End::Well).unwrap();
+    assert_eq!(world.running(), next);
+}
+
 /// A test of the test: the invariants notice a reboot into what was held, where the hold is not kept.
 #[test]
 fn a_hold_that_is_lost_is_noticed() {

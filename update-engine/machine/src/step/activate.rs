@@ -16,7 +16,7 @@ use protocol::wire::EventKind;
 impl Turn {
     /// A staged release: activated at once, or under the permit.
     pub(super) fn decide_activation(&mut self, release: &Release, target: Slot) -> Option<Operation> {
-        let leave = match self.held_by_rollout(&release.version) {
+        let leave = match self.held_by_rollout(release) {
             Some(held) => held,
             None => self.leave(&release.version),
         };
@@ -131,12 +131,9 @@ impl Turn {
             return None;
         }
         let version = intent.content.version.clone();
-        let is_update = intent.purpose == Purpose::Update;
+        let update = intent.content.release().filter(|_| intent.purpose == Purpose::Update && !wanted);
         // Said also where somebody else reboots.
-        if is_update
-            && !wanted
-            && let Some(held) = self.held_by_rollout(&version)
-        {
+        if let Some(held) = update.and_then(|release| self.held_by_rollout(&release)) {
             return self.reboot_if(held);
         }
         if !allowed {

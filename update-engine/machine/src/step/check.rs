@@ -3,7 +3,7 @@
 use super::Turn;
 use crate::effect::Operation;
 use crate::event::{Answer, Checked, Failure, FailureKind, Offer};
-use crate::record::{Flip, Purpose, Refusal, Release};
+use crate::record::{Flip, HeldRelease, Purpose, Refusal, Release};
 use crate::state::{Stage, Update};
 use protocol::status::{Exit, LastCheck, Progress};
 use protocol::wire::EventKind;
@@ -86,16 +86,10 @@ impl Turn {
     }
 
     fn take_answer(&mut self, answer: Answer) {
-        // What could not be trusted releases nothing that is held.
-        if !matches!(answer, Answer::Refused(_)) {
-            self.state.record.held = None;
-        }
+        self.hold_or_let_go(&answer);
         match answer {
             Answer::Nothing(reason) => self.nothing_new(reason),
             Answer::Hold(reason) => {
-                if self.state.pending().is_some() {
-                    self.state.record.held = Some(self.cut(&reason));
-                }
                 self.note_check("deferred");
                 self.note(reason);
                 self.verdict(Exit::Deferred);
@@ -106,6 +100,19 @@ impl Turn {
             }
             Answer::Offer(offer) => self.offered(offer),
         }
+    }
+
+    /// Whether what waits here is held from now on. Only the server's word that this very release may go on lets it go: "nothing"
+    /// may have other causes, such as a dead end, and what cannot be trusted means nothing.
+    fn hold_or_let_go(&mut self, answer: &Answer) {
+        let pending = self.state.pending().map(|(release, _)| release.digest);
+        let held = match (answer, pending) {
+            (_, None) => None,
+            (Answer::Hold(reason), Some(release)) => Some(HeldRelease { release, reason: self.cut(reason) }),
+            (Answer::Offer(offer), Some(release)) if offer.release.digest == release => None,
+            _ => return,
+        };
+        self.state.record.held = held;
     }
 
     fn nothing_new(&mut self, reason: String) {

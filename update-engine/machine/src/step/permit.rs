@@ -9,7 +9,7 @@ use super::prepare::Leave;
 use crate::effect::{Ask, Operation, Question};
 use crate::event::{Failure, FailureKind};
 use crate::policy::Strategy;
-use crate::record::{Permit, PermitStage};
+use crate::record::{Permit, PermitStage, Release};
 use crate::state::Waiting;
 use protocol::lock::{AttemptId, Refusal, Reply, Wait};
 use protocol::status::Exit;
@@ -52,21 +52,29 @@ impl Turn {
     /// What the server has this node wait with: the automatic way into an update, not what a person asks for. What waits
     /// already in the other slot is not undone, as a pause ends; but under the lock it needs a permit, which is for others
     /// meanwhile.
-    pub(super) fn held_by_rollout(&mut self, version: &Version) -> Option<Leave> {
-        let reason = self.state.record.held.clone()?;
+    pub(super) fn held_by_rollout(&mut self, release: &Release) -> Option<Leave> {
+        let held = self.state.record.held.as_ref().filter(|held| held.release == release.digest)?;
+        let reason = held.reason.clone();
         // When the rollout goes on, the node may have been put to work again.
-        self.put_off_preparation(version);
+        self.put_off_preparation(&release.version);
         self.state.run.waiting = Some(Waiting::Rollout(reason));
         if self.state.policy.strategy == Strategy::Lock {
             return Some(self.wait_without_permit());
         }
-        self.verdict(Exit::Deferred);
+        self.deferred();
         Some(Leave::Wait)
+    }
+
+    /// One pass ends as put off, unless something went wrong in it.
+    fn deferred(&mut self) {
+        if !matches!(self.state.run.verdict, Some(Exit::Failed | Exit::Refused)) {
+            self.verdict(Exit::Deferred);
+        }
     }
 
     /// The permit goes back, and what was activated under it is undone.
     fn wait_without_permit(&mut self) -> Leave {
-        self.verdict(Exit::Deferred);
+        self.deferred();
         self.give_up_permit();
         self.undo_without_permit();
         match self.decide_undo() {

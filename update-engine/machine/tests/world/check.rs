@@ -101,7 +101,7 @@ pub fn operation(world: &World, operation: &Operation) -> Outcome {
             deny("the post-confirm hooks are run again and again")
         }
         Operation::Activate { release, .. } if world.policy.strategy == Strategy::Lock => {
-            not_held(world)?;
+            not_held(world, Some(release.digest))?;
             made_ready(world, &release.version)?;
             world.is_verified(&release.version)
         }
@@ -127,10 +127,10 @@ fn reboot(world: &World) -> Outcome {
     if !by_strategy && !world.ledger.reboot_asked {
         return deny("a reboot nobody asked for");
     }
-    let intended = world.record().intent.map(|intent| intent.content.version);
-    if intended.is_some() {
-        not_held(world)?;
-    }
+    let intent = world.record().intent;
+    let update = intent.as_ref().filter(|intent| intent.purpose == Purpose::Update);
+    not_held(world, update.and_then(|intent| intent.content.digest))?;
+    let intended = intent.map(|intent| intent.content.version);
     if let Some(version) = intended.as_ref().filter(|_| !world.ledger.reboot_asked) {
         world.is_verified(version)?;
     }
