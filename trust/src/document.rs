@@ -283,6 +283,21 @@ fn target_file(bytes: &[u8], custom: &TargetCustom) -> Result<Value, BuildError>
     Ok(file)
 }
 
+/// What else was said of a target that is added again stays: a mark that was set since, or by a newer program.
+fn keep_unknown(file: &mut Value, before: &Value) {
+    let Some(before) = before["custom"].as_object() else { return };
+    let mut custom = file["custom"].as_object().cloned().unwrap_or_default();
+    for (key, value) in before {
+        // The leave to go back is given anew with each addition, or not.
+        if key != "allow_downgrade_from" && !custom.contains_key(key) {
+            custom.insert(key.clone(), value.clone());
+        }
+    }
+    if !custom.is_empty() {
+        file["custom"] = custom.into();
+    }
+}
+
 fn set_dead_end(file: &mut Map<String, Value>, why: Option<&str>) {
     let custom = file.entry("custom").or_insert_with(|| json!({}));
     // What is no object says nothing that anybody believes.
@@ -317,7 +332,9 @@ pub fn next_targets(
     for change in changes {
         match change {
             TargetsChange::Add { path, bytes, custom } => {
-                signed["targets"][path] = target_file(bytes, custom)?;
+                let mut file = target_file(bytes, custom)?;
+                keep_unknown(&mut file, &signed["targets"][path]);
+                signed["targets"][path] = file;
             }
             TargetsChange::DeadEnd { path, why } => {
                 if let Some(file) = signed["targets"].get_mut(path).and_then(Value::as_object_mut) {

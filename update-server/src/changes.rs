@@ -159,7 +159,10 @@ async fn one(conn: &mut Connection, change: &Change, now: Timestamp) -> Result<D
         Change::Ask(ask) => Done::Told(rollouts::grant(conn, ask, now).await?),
         Change::Events(node, events) => {
             let new = nodes::add_events(conn, node, events, now).await?;
-            rollouts::heard(conn, node, &new, now).await?;
+            // What it does after that it was revoked counts for no release.
+            if standing::revocation(conn, &ClientId::from(node)).await?.is_none() {
+                rollouts::heard(conn, node, &new, now).await?;
+            }
             Done::Stored(new.iter().map(|event| event.kind).collect())
         }
         Change::Bind(node, credential, token) => {

@@ -131,9 +131,13 @@ impl Credentials {
             return Err(enrolment::needed(node));
         }
         if bound != shown {
+            let again = match app.enrolment() {
+                Enrolment::Open => "lets it be heard again",
+                Enrolment::Token => "lets it be heard again, with an enrolment token",
+            };
             return Err(ApiError::Forbidden(format!(
                 "the node id {node} is bound to another credential: if this node lost its state, an operator's \
-                 updatectl node reset-credential {node} lets it be heard again"
+                 updatectl node reset-credential {node} {again}"
             )));
         }
         if bound.is_none() && need == Need::Always {
@@ -151,7 +155,12 @@ impl Credentials {
 async fn bind(app: &App, node: &ClientId, hash: Sha256, headers: &HeaderMap) -> Result<Sha256, ApiError> {
     let token = match app.enrolment() {
         Enrolment::Open => None,
-        Enrolment::Token => Some(enrolment::shown(headers)?.ok_or_else(|| enrolment::needed(node))?.hash()),
+        Enrolment::Token => {
+            let token = enrolment::shown(headers)?.ok_or_else(|| enrolment::needed(node))?.hash();
+            let looked = enrolment::look_at(&mut *app.store().read().await?, &token, app.now()).await?;
+            looked.map_err(|why| why.told(node))?;
+            Some(token)
+        }
     };
     match changes::make(app, Change::Bind(node.clone(), hash, token)).await? {
         Done::Bound(bound) => bound.map_err(|why| why.told(node)),

@@ -5,7 +5,7 @@ use crate::error::ApiError;
 use crate::policies::{self, Took};
 use crate::server::App;
 use crate::store::audit::{self, Change};
-use crate::store::{Connection, StoreError, credentials, enrolment, standing};
+use crate::store::{Connection, StoreError, credentials, enrolment, rollouts, standing};
 use axum::http::HeaderMap;
 use jiff::{SignedDuration, Timestamp};
 use protocol::digest::Sha256;
@@ -76,12 +76,29 @@ impl NotBound {
         let again = "an operator makes another with updatectl enrolment create";
         match self {
             Self::Unknown => ApiError::Unauthorized(format!("the enrolment token is unknown here: {again}")),
+            // Not 401, which counts as guessing: who shows it was given it.
             Self::Over(id, state) => {
-                ApiError::Unauthorized(format!("the enrolment token {id} is {}: {again}", state.as_str()))
+                ApiError::Forbidden(format!("the enrolment token {id} is {}: {again}", state.as_str()))
             }
             Self::Revoked(of) => revoked(node, of, false),
         }
     }
+}
+
+/// Whether a token is good, before a change is begun for it: whoever makes tokens up takes no turn of those that write.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn look_at(
+    conn: &mut Connection,
+    token: &Sha256,
+    now: Timestamp,
+) -> Result<Result<(), NotBound>, StoreError> {
+    Ok(match enrolment::find(conn, token, now).await? {
+        None => Err(NotBound::Unknown),
+        Some(found) if found.state != EnrolmentState::Valid => Err(NotBound::Over(found.id, found.state)),
+        Some(_) => Ok(()),
+    })
 }
 
 /// Binds a node id that is not bound to the credential that it shows, in the change that the caller commits. With `token` it must
@@ -115,7 +132,10 @@ pub async fn bind(
     enrolment::count_use(conn, hash, now).await?;
     credentials::bind(conn, node, credential, now, Some(&token.id)).await?;
     let mut detail = format!("with token {}", token.id);
-    if let Some(group) = &token.group {
+    // Where an operator has placed it before, it stays.
+    if let Some(group) = &token.group
+        && standing::group_of(conn, node).await?.is_none()
+    {
         standing::set_group(conn, node, group).await?;
         detail = format!("{detail}, into group {group}");
     }
@@ -239,7 +259,7 @@ pub async fn revoke(app: &App, node: &ClientId, reason: &str, who: &str) -> Resu
         return Err(ApiError::Conflict(format!("the node id {node} is revoked already")));
     }
     let mut known = standing::is_known(&mut change, node).await?;
-    standing::give_up_grants(&mut change, node, now).await?;
+    rollouts::give_up(&mut change, node, now).await?;
     let mut taken = NodeRevoked {
         schema: SCHEMA,
         node: node.clone(),

@@ -182,16 +182,16 @@ async fn standing(
     if grant.as_ref().is_some_and(|grant| grant.phase.is_open()) {
         return Ok((told(decide_granted(rollout, &asked)), true));
     }
-    let (used, own) = usage(conn, rollout, &ask.group, now).await?;
+    let (used, own) = usage(conn, rollout, ask, now).await?;
     let counts = Counts { used, ..Counts::default() };
     Ok((told(decide(rollout, &asked, &counts, &own, now)), false))
 }
 
-/// How far the limits of the rollout and of a group in it are used up; what no limit asks for is not counted.
+/// How far the limits of the rollout and of a node's group in it are used up by others; what no limit asks for is not counted.
 async fn usage(
     conn: &mut Connection,
     rollout: &Rollout,
-    group: &Group,
+    ask: &Ask,
     now: Timestamp,
 ) -> Result<(Used, Used), StoreError> {
     let policy = &rollout.policy;
@@ -199,13 +199,28 @@ async fn usage(
     let mut all = Used::default();
     if policy.limits.in_flight.is_some() || policy.limits.rate.is_some() {
         let recent = policy.limits.rate.and_then(|rate| since(rate.per_s));
-        all = stored::used(conn, &rollout.channel, None, policy.limits.in_flight.is_some(), recent).await?;
+        all = stored::used(
+            conn,
+            &rollout.channel,
+            None,
+            policy.limits.in_flight.map(|_| Some(&ask.node)),
+            recent,
+        )
+        .await?;
     }
     let mut own = Used::default();
-    if let Some(limits) = policy.groups.get(group).filter(|own| own.in_flight.is_some() || own.rate.is_some())
+    if let Some(limits) =
+        policy.groups.get(&ask.group).filter(|own| own.in_flight.is_some() || own.rate.is_some())
     {
         let recent = limits.rate.and_then(|rate| since(rate.per_s));
-        own = stored::used(conn, &rollout.channel, Some(group), limits.in_flight.is_some(), recent).await?;
+        own = stored::used(
+            conn,
+            &rollout.channel,
+            Some(&ask.group),
+            limits.in_flight.map(|_| Some(&ask.node)),
+            recent,
+        )
+        .await?;
     }
     Ok((all, own))
 }
@@ -335,12 +350,14 @@ async fn unseen(
     let (silent, lost) = (before(policy.silent_after_s), before(policy.lost_after_s));
     let found = stored::to_look_at(conn, &rollout.channel, silent, lost).await?;
     let phase = |(key, grant, heard): (GrantKey, Grant, Option<stored::LastHeard>)| {
-        let heard = heard.as_ref().map(|(channel, version, state, at, stuck)| Heard {
+        let heard = heard.as_ref().map(|heard| Heard {
             // What is stuck on a dead end is not waited for, like what has gone elsewhere: it has not failed.
-            follows: *channel == key.channel && !stuck,
-            version,
-            state: *state,
-            at: *at,
+            follows: heard.channel == key.channel && !heard.is_stuck,
+            told_to_wait: heard.to_dead_end
+                || rollout.number == key.number && rollout.is_stopped_for(&heard.group),
+            version: &heard.version,
+            state: heard.state,
+            at: heard.at,
         });
         let phase = grant.seen(heard.as_ref(), policy, watched, now)?;
         Some((key, grant, phase))

@@ -189,6 +189,12 @@ impl Rollout {
         is_canary || self.share().covers(place)
     }
 
+    /// Whether a halt or a pause holds the nodes of a group.
+    #[must_use]
+    pub fn is_stopped_for(&self, group: &Group) -> bool {
+        self.halted.is_some() || self.paused.is_some() || self.paused_groups.contains_key(group)
+    }
+
     /// Whether two policies have the same stages, so that a stage's number means the same in both.
     #[must_use]
     pub fn has_stages_of(&self, other: &Self) -> bool {

@@ -55,6 +55,8 @@ pub enum GrantPhase {
 pub struct Heard<'a> {
     /// Whether it still follows the channel that let it go.
     pub follows: bool,
+    /// It was told since then not to go on: the rollout is halted or paused, or the release has become a dead end.
+    pub told_to_wait: bool,
     /// The version it ran.
     pub version: &'a Version,
     /// What it was doing.
@@ -165,10 +167,17 @@ impl Grant {
         if self.phase.is_open() && !heard.follows {
             return Some(GrantPhase::Lost);
         }
-        // It was let go, asked again a good while later, and has nothing in hand: it does not take the release.
-        let idle = matches!(heard.state, StateName::Idle | StateName::Error);
-        let settled = heard.at.duration_since(self.granted_at) > TAKES_UP_WITHIN;
-        (self.phase == GrantPhase::Granted && idle && settled).then_some(GrantPhase::Failed)
+        let settled = heard.at.duration_since(self.phase_at.max(self.granted_at)) > TAKES_UP_WITHIN;
+        match (self.phase, heard.state) {
+            // It was let go, asked again a good while later, and has nothing in hand: it does not take the release, or has given up
+            // what it was told to wait with.
+            (GrantPhase::Granted, StateName::Idle | StateName::Error) if settled => {
+                Some(if heard.told_to_wait { GrantPhase::Lost } else { GrantPhase::Failed })
+            }
+            // What it had activated was undone: withdrawn, or cancelled by somebody there.
+            (GrantPhase::Activated, StateName::Idle) if settled => Some(GrantPhase::Lost),
+            _ => None,
+        }
     }
 }
 

@@ -337,7 +337,8 @@ fn silence_counts_from_the_last_word() {
     let policy = policy("silent_after = \"30m\"");
     let (old, new): (Version, Version) = ("1.0.0".parse().unwrap(), "1.1.0".parse().unwrap());
     let grant = |phase| Grant { version: new.clone(), granted_at: start(), phase, phase_at: after(60) };
-    let heard = |version, state, at| Heard { follows: true, version, state, at: after(at) };
+    let heard =
+        |version, state, at| Heard { follows: true, told_to_wait: false, version, state, at: after(at) };
     let rebooting = grant(GrantPhase::Rebooting);
     assert_eq!(rebooting.seen(None, &policy, start(), after(1859)), None);
     assert_eq!(rebooting.seen(None, &policy, start(), after(1860)), Some(GrantPhase::Silent));
@@ -360,6 +361,15 @@ fn silence_counts_from_the_last_word() {
         grant(GrantPhase::Activated).seen(None, &policy, start(), after(86_460)),
         Some(GrantPhase::Silent)
     );
+    // What it does not take up is a failure, unless it was told to wait; what was undone there is none.
+    let idle = heard(&old, StateName::Idle, 2000);
+    let seen = |phase, heard: &Heard<'_>| grant(phase).seen(Some(heard), &policy, start(), after(2001));
+    assert_eq!(seen(GrantPhase::Granted, &idle), Some(GrantPhase::Failed));
+    let waits = Heard { told_to_wait: true, ..idle.clone() };
+    assert_eq!(seen(GrantPhase::Granted, &waits), Some(GrantPhase::Lost));
+    assert_eq!(seen(GrantPhase::Activated, &idle), Some(GrantPhase::Lost), "its place is free");
+    assert_eq!(seen(GrantPhase::Activated, &heard(&old, StateName::Waiting, 2000)), None);
+    assert_eq!(seen(GrantPhase::Activated, &heard(&old, StateName::Idle, 900)), None, "it may be older");
     let before = heard(&new, StateName::Idle, -5);
     assert_eq!(
         grant(GrantPhase::Granted).seen(Some(&before), &policy, start(), after(61)),

@@ -8,6 +8,8 @@ use super::{Client, NetworkError};
 use protocol::wire::{ENROLMENT_HEADER, EnrolmentToken};
 use reqwest::header::HeaderValue;
 use reqwest::{RequestBuilder, Url};
+use std::io::Read as _;
+use std::net::IpAddr;
 use std::path::Path;
 
 /// The longest token file that is read, in bytes.
@@ -41,6 +43,15 @@ impl Client {
             Err(NetworkError::NotEnrolled { .. }) => {}
             answer => return answer,
         }
+        if !is_private(url) {
+            let problem = "it is not sent in the clear, as whoever reads it on the way could enrol with it: expected an address \
+                           that begins with https (server.url)";
+            return Err(NetworkError::NotEnrolled {
+                url: url.to_string(),
+                problem: problem.to_owned(),
+                source: None,
+            });
+        }
         let token = read(url, self.enrolment_token_file.as_deref())?;
         tracing::info!("the server asks for an enrolment token: it is shown");
         match self.small(|| request(token.clone())).await {
@@ -53,6 +64,13 @@ impl Client {
     }
 }
 
+/// Whether nobody on the way reads what is sent there.
+fn is_private(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default();
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    url.scheme() == "https" || host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+}
+
 /// The token, read anew each time: it may have been put there just now.
 fn read(url: &Url, path: Option<&Path>) -> Result<Shown, NetworkError> {
     let failed =
@@ -63,10 +81,13 @@ fn read(url: &Url, path: Option<&Path>) -> Result<Shown, NetworkError> {
         return Err(failed(problem.to_owned(), None));
     };
     let named = format!("{} (server.enrolment_token_file)", path.display());
-    let text = std::fs::read(path).map_err(|source| failed(format!("cannot read {named}"), Some(source)))?;
+    let mut text = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(FILE_MAX as u64 + 1).read_to_end(&mut text))
+        .map_err(|source| failed(format!("cannot read {named}"), Some(source)))?;
     let wrong = |why: String| failed(format!("{named} is wrong: {why}"), None);
     if text.len() > FILE_MAX {
-        return Err(wrong(format!("expected one token, found {} bytes", text.len())));
+        return Err(wrong(format!("expected one token, found more than {FILE_MAX} bytes")));
     }
     let text = String::from_utf8_lossy(&text);
     let token: EnrolmentToken = text
@@ -76,4 +97,27 @@ fn read(url: &Url, path: Option<&Path>) -> Result<Shown, NetworkError> {
     let mut value = HeaderValue::from_str(token.reveal()).map_err(|error| wrong(error.to_string()))?;
     value.set_sensitive(true);
     Ok(Shown(Some(value)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_goes_only_where_nobody_reads_it_on_the_way() {
+        let private = |url: &str| is_private(&url.parse().unwrap());
+        for url in
+            ["https://updates.example.org/", "http://127.0.0.1:8404/", "http://[::1]/", "http://localhost:1/"]
+        {
+            assert!(private(url), "{url}");
+        }
+        for url in [
+            "http://updates.example.org/",
+            "http://10.0.0.1/",
+            "http://localhost.example.org/",
+            "http://[fe80::1]/",
+        ] {
+            assert!(!private(url), "{url}");
+        }
+    }
 }

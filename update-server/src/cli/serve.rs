@@ -52,7 +52,7 @@ pub(super) struct ServeArgs {
     #[arg(long, env = "UPDATE_SERVER_TRUSTED_PROXY", value_name = "CIDR", value_delimiter = ',')]
     trusted_proxy: Vec<IpNet>,
     /// Which nodes are heard that were never heard before: open takes every one, token those that show a token of updatectl
-    /// enrolment create. Nodes that are known go on either way.
+    /// enrolment create. Nodes whose id is bound go on either way.
     #[arg(long, env = "UPDATE_SERVER_ENROLMENT", value_name = "WHO", default_value = "open")]
     pub(super) enrolment: Enrolment,
     /// Show /metrics at this address too, without TLS and without a token: an address that only Prometheus reaches.

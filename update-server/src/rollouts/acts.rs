@@ -156,7 +156,7 @@ pub async fn info(app: &App, conn: &mut Connection, rollout: Rollout) -> Result<
             counts.dead_ends = counts.dead_ends.saturating_add(nodes);
         }
     }
-    counts.in_flight = stored::used(conn, &rollout.channel, None, true, None).await?.in_flight;
+    counts.in_flight = stored::used(conn, &rollout.channel, None, Some(None), None).await?.in_flight;
     (counts.all, counts.lost) = stored::ended(conn, &rollout, false).await?;
     let mut known = super::counts(conn, &rollout).await?;
     known.waiting = super::waits(app, conn, &rollout, &known, now).await?;

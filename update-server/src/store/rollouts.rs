@@ -5,6 +5,7 @@
 use super::{Connection, StoreError, from_micros, from_number, parse, to_micros, to_number};
 use jiff::Timestamp;
 use protocol::id::{Channel, Group, NodeId};
+use protocol::lock::ClientId;
 use protocol::rollout::{Ended, Grant, GrantPhase, Rollout, RolloutPolicy, Used};
 use protocol::status::StateName;
 use protocol::version::Version;
@@ -210,14 +211,7 @@ pub async fn give(
     group: &Group,
     grant: &Grant,
 ) -> Result<(), StoreError> {
-    sqlx::query(
-        "UPDATE rollout_grant SET phase = 'lost', phase_at = $1
-         WHERE node = $2 AND phase IN ('granted', 'activated', 'rebooting')",
-    )
-    .bind(to_micros(grant.granted_at))
-    .bind(node.as_str())
-    .execute(&mut *conn)
-    .await?;
+    give_up(conn, &ClientId::from(node), grant.granted_at).await?;
     // That it failed before stays on record until it confirms. Its grants are numbered in the order in which they are given.
     sqlx::query(
         "INSERT INTO rollout_grant (channel, number, node, version, grp, stage, granted_at, phase, phase_at, given)
@@ -235,6 +229,22 @@ pub async fn give(
     .bind(to_micros(grant.granted_at))
     .bind(grant.phase.as_str())
     .bind(to_micros(grant.phase_at))
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Gives up a node's grants that are open: it takes up no place, and what it would do next is not counted against a release.
+///
+/// # Errors
+/// [`StoreError`] where the database fails.
+pub async fn give_up(conn: &mut Connection, node: &ClientId, at: Timestamp) -> Result<(), StoreError> {
+    sqlx::query(
+        "UPDATE rollout_grant SET phase = 'lost', phase_at = $1
+         WHERE node = $2 AND phase IN ('granted', 'activated', 'rebooting')",
+    )
+    .bind(to_micros(at))
+    .bind(node.as_str())
     .execute(conn)
     .await?;
     Ok(())
@@ -292,16 +302,31 @@ pub async fn set_phase(
     Ok(done.rows_affected() == 1)
 }
 
-/// What was last heard of the node of a grant, and whether it has not taken the grant up and cannot any more, because what it
-/// runs is a dead end.
-pub type LastHeard = (Channel, Version, StateName, Timestamp, bool);
+/// What was last heard of the node of a grant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastHeard {
+    /// Its channel.
+    pub channel: Channel,
+    /// What it ran.
+    pub version: Version,
+    /// What it was doing.
+    pub state: StateName,
+    /// When.
+    pub at: Timestamp,
+    /// The group in which it was let go.
+    pub group: Group,
+    /// It has not taken the grant up and cannot any more, because what it runs is a dead end.
+    pub is_stuck: bool,
+    /// What it was let go to is a dead end.
+    pub to_dead_end: bool,
+}
 
 /// How many grants are looked at once.
 const LOOKED_AT: i64 = 2000;
 
 /// A channel's grants that may have ended unseen, those of earlier rollouts too, with what was last heard of each node: the node
-/// runs the version by now, does something that does not go with it, has gone to another channel, is on a dead end, or was not heard of since
-/// before `silent` (in its reboot) or `lost`.
+/// runs the version by now, does something that does not go with it, has gone to another channel, is on a dead end, or was not
+/// heard of since before `silent` (in its reboot) or `lost`.
 ///
 /// # Errors
 /// [`StoreError`] where the database fails.
@@ -319,21 +344,26 @@ pub async fn to_look_at(
         heard_version: Option<String>,
         state: Option<String>,
         last_seen: Option<i64>,
-        dead_end: Option<String>,
+        grp: String,
+        stuck: Option<String>,
+        to_dead_end: Option<String>,
     }
     let rows: Vec<Looked> = sqlx::query_as(
         "SELECT g.channel, g.number, g.node, g.version, g.granted_at, g.phase, g.phase_at,
          node.channel AS heard_channel, node.version AS heard_version, node.state, node.last_seen,
-         release.dead_end FROM rollout_grant AS g LEFT JOIN node ON node.node = g.node
-         LEFT JOIN release ON release.version = node.version AND release.arch = node.arch
+         g.grp, runs.dead_end AS stuck, goes_to.dead_end AS to_dead_end
+         FROM rollout_grant AS g LEFT JOIN node ON node.node = g.node
+         LEFT JOIN release AS runs ON runs.version = node.version AND runs.arch = node.arch
            AND g.phase = 'granted' AND node.version <> g.version
+         LEFT JOIN release AS goes_to ON goes_to.version = g.version AND goes_to.arch = node.arch
          WHERE g.channel = $1 AND (
            g.phase IN ('granted', 'activated', 'rebooting', 'silent', 'lost', 'failed')
              AND node.version = g.version AND node.last_seen > g.granted_at
              AND node.state NOT IN ('confirming', 'rolled-back', 'error')
            OR g.phase IN ('granted', 'activated', 'rebooting') AND node.last_seen > g.granted_at
-             AND (node.channel <> g.channel OR node.state = 'rolled-back' OR release.dead_end IS NOT NULL)
+             AND (node.channel <> g.channel OR node.state = 'rolled-back' OR runs.dead_end IS NOT NULL)
            OR g.phase = 'granted' AND node.state IN ('idle', 'error') AND node.last_seen > g.granted_at + 900000000
+           OR g.phase = 'activated' AND node.state = 'idle' AND node.last_seen > g.phase_at + 900000000
            OR g.phase = 'rebooting' AND g.phase_at <= $2 AND (node.last_seen IS NULL OR node.last_seen <= $2)
            OR g.phase IN ('granted', 'activated') AND g.phase_at <= $3
              AND (node.last_seen IS NULL OR node.last_seen <= $3))
@@ -345,16 +375,18 @@ pub async fn to_look_at(
     .bind(LOOKED_AT)
     .fetch_all(conn)
     .await?;
-    let looked = |Looked { row, heard_channel, heard_version, state, last_seen, dead_end }| {
-        let (key, grant) = grant(row)?;
-        let heard = match (heard_channel, heard_version, state, last_seen) {
-            (Some(channel), Some(version), Some(state), Some(at)) => Some((
-                parse("a channel", channel)?,
-                parse("a version", version)?,
-                super::nodes::state_name(state)?,
-                from_micros(at)?,
-                dead_end.is_some(),
-            )),
+    let looked = |looked: Looked| {
+        let (key, grant) = grant(looked.row)?;
+        let heard = match (looked.heard_channel, looked.heard_version, looked.state, looked.last_seen) {
+            (Some(channel), Some(version), Some(state), Some(at)) => Some(LastHeard {
+                channel: parse("a channel", channel)?,
+                version: parse("a version", version)?,
+                state: super::nodes::state_name(state)?,
+                at: from_micros(at)?,
+                group: parse("a group", looked.grp)?,
+                is_stuck: looked.stuck.is_some(),
+                to_dead_end: looked.to_dead_end.is_some(),
+            }),
             _ => None,
         };
         Ok((key, grant, heard))
@@ -362,8 +394,8 @@ pub async fn to_look_at(
     rows.into_iter().map(looked).collect()
 }
 
-/// How far the limits of a channel, or of one group in it, are used up: nodes under way, if `in_flight` asks for them, and those let
-/// go since a time. Nodes that were let go in an earlier rollout of the channel take up their places until they have ended.
+/// How far the limits of a channel, or of one group in it, are used up: nodes under way, if `in_flight` asks for them, but for one
+/// that takes up no place beside its own, and those let go since a time. Nodes that were let go in an earlier rollout of the channel take up their places until they have ended.
 ///
 /// # Errors
 /// [`StoreError`] where the database fails.
@@ -371,19 +403,20 @@ pub async fn used(
     conn: &mut Connection,
     channel: &Channel,
     group: Option<&Group>,
-    in_flight: bool,
+    in_flight: Option<Option<&NodeId>>,
     since: Option<Timestamp>,
 ) -> Result<Used, StoreError> {
     // An empty name is no group's.
     let group = group.map_or("", Group::as_str);
     let mut used = Used::default();
-    if in_flight {
+    if let Some(but) = in_flight {
         let open: i64 = sqlx::query_scalar(
             "SELECT COUNT(*) FROM rollout_grant WHERE channel = $1
-             AND phase IN ('granted', 'activated', 'rebooting') AND ($2 = '' OR grp = $2)",
+             AND phase IN ('granted', 'activated', 'rebooting') AND ($2 = '' OR grp = $2) AND node <> $3",
         )
         .bind(channel.as_str())
         .bind(group)
+        .bind(but.map_or("", NodeId::as_str))
         .fetch_one(&mut *conn)
         .await?;
         used.in_flight = count(open);

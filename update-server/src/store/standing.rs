@@ -2,7 +2,6 @@
 //! placed in, and that one is not heard any more.
 
 use super::{Connection, StoreError, from_micros, parse, to_micros};
-use jiff::Timestamp;
 use protocol::id::{Group, NodeId};
 use protocol::lock::ClientId;
 use protocol::wire::Revocation;
@@ -12,6 +11,14 @@ use protocol::wire::Revocation;
 /// # Errors
 /// [`StoreError`] where the database fails.
 pub async fn group(conn: &mut Connection, node: &NodeId) -> Result<Option<Group>, StoreError> {
+    group_of(conn, &ClientId::from(node)).await
+}
+
+/// The same for any client's id.
+///
+/// # Errors
+/// [`StoreError`] where the database fails.
+pub async fn group_of(conn: &mut Connection, node: &ClientId) -> Result<Option<Group>, StoreError> {
     let row: Option<(String,)> = sqlx::query_as("SELECT grp FROM node_group WHERE node = $1")
         .bind(node.as_str())
         .fetch_optional(conn)
@@ -98,20 +105,4 @@ pub async fn reinstate(conn: &mut Connection, node: &ClientId) -> Result<bool, S
     let done =
         sqlx::query("DELETE FROM node_revocation WHERE node = $1").bind(node.as_str()).execute(conn).await?;
     Ok(done.rows_affected() == 1)
-}
-
-/// Gives up a node's grants that are open: it takes up no place, and what it would do next is not counted against a release.
-///
-/// # Errors
-/// [`StoreError`] where the database fails.
-pub async fn give_up_grants(conn: &mut Connection, node: &ClientId, at: Timestamp) -> Result<(), StoreError> {
-    sqlx::query(
-        "UPDATE rollout_grant SET phase = 'lost', phase_at = $1
-         WHERE node = $2 AND phase IN ('granted', 'activated', 'rebooting')",
-    )
-    .bind(to_micros(at))
-    .bind(node.as_str())
-    .execute(conn)
-    .await?;
-    Ok(())
 }

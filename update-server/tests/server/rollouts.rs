@@ -508,15 +508,16 @@ async fn a_wave_waits_for_the_last_node_that_could_go_and_looks_at_few_to_know()
         pass(&server, 60).await;
         assert_eq!(rollout(&admin).await.rollout.stage, 0, "the last of three pages waits");
     }
-    // As long as that one waits no other is read: here is one that cannot be.
-    let mut change = server.app.store().write().await.unwrap();
-    let damaged = "UPDATE node SET grp = $1 WHERE node = $2";
-    sqlx::query(damaged).bind("no group!").bind(id(7).as_str()).execute(&mut *change).await.unwrap();
-    change.commit().await.unwrap();
+    // As long as that one waits no other is read: here they cannot be.
+    let groups = async |group: &str| {
+        let mut change = server.app.store().write().await.unwrap();
+        let others = sqlx::query("UPDATE node SET grp = $1 WHERE node <> $2").bind(group.to_owned());
+        others.bind(id(last).as_str().to_owned()).execute(&mut *change).await.unwrap();
+        change.commit().await.unwrap();
+    };
+    groups("no group!").await;
     assert!(!rollout(&admin).await.next_stage.is_empty());
-    let mut change = server.app.store().write().await.unwrap();
-    sqlx::query(damaged).bind("web").bind(id(7).as_str()).execute(&mut *change).await.unwrap();
-    change.commit().await.unwrap();
+    groups("web").await;
     // It has gone; the one that waits now is before it.
     let first = *nodes.iter().find(|number| in_wave(number)).unwrap();
     for (number, runs) in [(last, "1.1.0"), (first, "1.0.0")] {
@@ -548,4 +549,41 @@ async fn a_wave_waits_for_the_canary_group_too() {
     canary.confirm().await;
     pass(&server, 1).await;
     assert!(rollout(&admin).await.rollout.is_last_stage());
+}
+
+#[tokio::test]
+async fn what_was_undone_on_a_node_takes_up_no_place() {
+    let (server, admin) = rolling("in_flight = 1\n").await;
+    let (mut first, second) = (Node::new(&admin, 1, "web"), Node::new(&admin, 2, "web"));
+    assert!(first.may_go().await);
+    first.tell(&[EventKind::Activated]).await;
+    first.says.state = StateName::Staged;
+    pass(&server, 20).await;
+    assert!(first.may_go().await && !second.may_go().await, "it waits for its reboot");
+    // Its release is called back: the node undoes what it has activated, and tells nothing of it.
+    first.says.state = StateName::Idle;
+    pass(&server, 20).await;
+    first.ask().await;
+    pass(&server, 1).await;
+    let info = rollout(&admin).await;
+    assert_eq!((info.counts.in_flight, info.counts.lost, info.counts.all.failed), (0, 1, 0));
+    assert!(second.may_go().await);
+}
+
+#[tokio::test]
+async fn what_a_pause_made_a_node_give_up_is_no_failure() {
+    let (server, admin) = rolling("[channel.stable.halt]\nfailures = 1\n").await;
+    let node = Node::new(&admin, 1, "web");
+    assert!(node.may_go().await);
+    let _: protocol::wire::RolloutInfo = done(act(&admin, "pause", None).await).await;
+    // Its engine started anew, and has nothing in hand.
+    pass(&server, 20).await;
+    assert!(!node.may_go().await);
+    pass(&server, 1).await;
+    let info = rollout(&admin).await;
+    assert_eq!((info.rollout.halted, info.counts.all.failed, info.counts.lost), (None, 0, 1));
+    let _: protocol::wire::RolloutInfo = done(act(&admin, "resume", None).await).await;
+    pass(&server, 1).await;
+    assert_eq!(rollout(&admin).await.rollout.halted, None);
+    assert!(node.may_go().await, "it is let go again");
 }
