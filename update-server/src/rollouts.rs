@@ -198,29 +198,17 @@ async fn usage(
     let since = |seconds: u32| now.saturating_sub(SignedDuration::from_secs(seconds.into())).ok();
     let mut all = Used::default();
     if policy.limits.in_flight.is_some() || policy.limits.rate.is_some() {
-        let recent = policy.limits.rate.and_then(|rate| since(rate.per_s));
-        all = stored::used(
-            conn,
-            &rollout.channel,
-            None,
-            policy.limits.in_flight.map(|_| Some(&ask.node)),
-            recent,
-        )
-        .await?;
+        let recent = policy.limits.rate.and_then(|rate| Some((since(rate.per_s)?, rate.max)));
+        let others = policy.limits.in_flight.map(|_| Some(&ask.node));
+        all = stored::used(conn, &rollout.channel, None, others, recent).await?;
     }
     let mut own = Used::default();
     if let Some(limits) =
         policy.groups.get(&ask.group).filter(|own| own.in_flight.is_some() || own.rate.is_some())
     {
-        let recent = limits.rate.and_then(|rate| since(rate.per_s));
-        own = stored::used(
-            conn,
-            &rollout.channel,
-            Some(&ask.group),
-            limits.in_flight.map(|_| Some(&ask.node)),
-            recent,
-        )
-        .await?;
+        let recent = limits.rate.and_then(|rate| Some((since(rate.per_s)?, rate.max)));
+        let others = limits.in_flight.map(|_| Some(&ask.node));
+        own = stored::used(conn, &rollout.channel, Some(&ask.group), others, recent).await?;
     }
     Ok((all, own))
 }

@@ -2,12 +2,12 @@
 
 use super::document::{Counts, Rollout, Stage, Used};
 use super::grant::{Grant, GrantPhase};
-use super::policy::Limits;
+use super::policy::{Limits, RolloutPolicy};
 use super::reason::Reason;
 use super::share::{Share, place};
 use crate::id::{Group, NodeId};
 use crate::version::Version;
-use crate::window::{Opening, opening};
+use crate::window::{Opening, Window, opening};
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 
@@ -51,8 +51,9 @@ pub fn decide(
                     .frozen(&zone, now)
                     .map(|(freeze, until)| Reason::Frozen { until, why: freeze.why.clone() }),
             );
-            reasons.extend(closed(&rollout.policy.limits, None, &zone, now));
-            reasons.extend(own.and_then(|limits| closed(limits, Some(asked.group), &zone, now)));
+            let policy = &rollout.policy;
+            reasons.extend(closed(policy, &policy.limits, None, &zone, now));
+            reasons.extend(own.and_then(|limits| closed(policy, limits, Some(asked.group), &zone, now)));
         }
     }
     reasons.extend(used_up(&rollout.policy.limits, None, &counts.used));
@@ -115,16 +116,37 @@ fn too_early(rollout: &Rollout, asked: &Asked<'_>) -> Option<Reason> {
     })
 }
 
-fn closed(limits: &Limits, group: Option<&Group>, zone: &TimeZone, now: Timestamp) -> Option<Reason> {
+fn closed(
+    policy: &RolloutPolicy,
+    limits: &Limits,
+    group: Option<&Group>,
+    zone: &TimeZone,
+    now: Timestamp,
+) -> Option<Reason> {
     if limits.windows.is_empty() {
         return None;
     }
     let opens = match opening(&limits.windows, zone, now, 0) {
         Opening::Open => return None,
-        Opening::At(at) => Some(at),
+        Opening::At(at) => unfrozen(policy, &limits.windows, zone, at),
         Opening::Never => None,
     };
     Some(Reason::Window { group: group.cloned(), opens })
+}
+
+/// The first moment from `at` on, at which a window opens, that is in a window and in no freeze.
+fn unfrozen(policy: &RolloutPolicy, windows: &[Window], zone: &TimeZone, at: Timestamp) -> Option<Timestamp> {
+    let mut at = at;
+    // Each turn passes a freeze for good.
+    for _ in 0..=policy.freezes.len() {
+        let Some((_, until)) = policy.frozen(zone, at) else { return Some(at) };
+        at = match opening(windows, zone, until?, 0) {
+            Opening::Open => until?,
+            Opening::At(at) => at,
+            Opening::Never => return None,
+        };
+    }
+    None
 }
 
 fn used_up(limits: &Limits, group: Option<&Group>, used: &Used) -> Vec<Reason> {
@@ -132,11 +154,12 @@ fn used_up(limits: &Limits, group: Option<&Group>, used: &Used) -> Vec<Reason> {
     let full = full.map(|max| Reason::InFlight { group: group.cloned(), now: used.in_flight, max });
     let spent = limits.rate.filter(|rate| used.recent >= rate.max).map(|rate| Reason::Rate {
         group: group.cloned(),
+        now: used.recent,
         max: rate.max,
         per_s: rate.per_s,
         next: used
-            .first_recent
-            .and_then(|first| first.checked_add(SignedDuration::from_secs(rate.per_s.into())).ok()),
+            .makes_room
+            .and_then(|last| last.checked_add(SignedDuration::from_secs(rate.per_s.into())).ok()),
     });
     full.into_iter().chain(spent).collect()
 }

@@ -87,8 +87,8 @@ pub struct Used {
     pub in_flight: u32,
     /// Let go in the rate's interval that ends now.
     pub recent: u32,
-    /// When the first of those was let go.
-    pub first_recent: Option<Timestamp>,
+    /// Where those are as many as may be, or more: when the one was let go with whose leaving the interval there is room again.
+    pub makes_room: Option<Timestamp>,
 }
 
 /// Nodes that were let go, by what came of it.

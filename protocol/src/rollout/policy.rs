@@ -149,12 +149,18 @@ impl RolloutPolicy {
         TimeZoneDatabase::bundled().get(&self.time_zone).ok()
     }
 
-    /// The freeze that holds at a time, and when the first moment after it is.
+    /// The freeze that holds at a time, the longest of several, and the first moment after it at which none does.
     pub(super) fn frozen(&self, zone: &TimeZone, now: Timestamp) -> Option<(&Freeze, Option<Timestamp>)> {
-        let today = now.to_zoned(zone.clone()).date();
-        let holds = |freeze: &&Freeze| freeze.from <= today && today <= freeze.to;
-        let freeze = self.freezes.iter().filter(holds).max_by_key(|freeze| freeze.to)?;
-        let after = freeze.to.tomorrow().ok().and_then(|day| day.to_zoned(zone.clone()).ok());
+        let on = |day: Date| {
+            let holds = self.freezes.iter().filter(move |freeze| freeze.from <= day && day <= freeze.to);
+            holds.max_by_key(|freeze| freeze.to)
+        };
+        let freeze = on(now.to_zoned(zone.clone()).date())?;
+        let mut after = freeze.to.tomorrow().ok();
+        while let Some(next) = after.and_then(on) {
+            after = next.to.tomorrow().ok();
+        }
+        let after = after.and_then(|day| day.to_zoned(zone.clone()).ok());
         Some((freeze, after.map(|day| day.timestamp())))
     }
 

@@ -97,6 +97,9 @@ pub enum Reason {
         /// The group's own limit.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         group: Option<Group>,
+        /// How many were.
+        #[serde(default)]
+        now: u32,
         /// How many may be.
         max: u32,
         /// In so many seconds.
@@ -180,8 +183,13 @@ impl fmt::Display for Reason {
             Self::InFlight { group, now, max } => {
                 write!(f, "{}{now} nodes are under way, and {max} may be", Of(group))
             }
-            Self::Rate { group, max, per_s, next } => {
-                write!(f, "{}{max} nodes were let go in {per_s} s, as many as may be", Of(group))?;
+            Self::Rate { group, now, max, per_s, next } => {
+                // A policy that has become stricter, and servers of before that did not say how many.
+                if now > max {
+                    write!(f, "{}{now} nodes were let go in {per_s} s, and {max} may be", Of(group))?;
+                } else {
+                    write!(f, "{}{max} nodes were let go in {per_s} s, as many as may be", Of(group))?;
+                }
                 next.map_or(Ok(()), |next| write!(f, "; the next may go at {next:.0}"))
             }
         }

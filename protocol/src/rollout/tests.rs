@@ -208,14 +208,14 @@ fn limits_windows_and_freezes_are_all_told() {
     let text = "in_flight = 2\nrate = { max = 3, per = \"1h\" }\nwindows = [{ start = \"03:00\", length = \"1h\" }]\n\
                 freezes = [{ from = \"2026-11-30\", to = \"2026-12-01\", why = \"audit\" }]\n\
                 [channel.stable.groups.db]\nin_flight = 0\n";
-    let full = Used { in_flight: 2, recent: 3, first_recent: Some(start()) };
+    let full = Used { in_flight: 2, recent: 3, makes_room: Some(start()) };
     let counts = Counts { used: full, ..Counts::default() };
     let told = reasons(&rollout(text), 1, "db", &counts, full, after(60));
     assert_eq!(
         told.iter().map(ToString::to_string).collect::<Vec<_>>(),
         [
             "frozen until 2026-12-02T00:00:00Z: audit",
-            "outside the windows; the next opens at 2026-11-30T03:00:00Z",
+            "outside the windows; the next opens at 2026-12-02T03:00:00Z",
             "2 nodes are under way, and 2 may be",
             "3 nodes were let go in 3600 s, as many as may be; the next may go at 2026-11-30T01:00:00Z",
             "group db: in_flight is 0: nobody is let go",
@@ -225,6 +225,45 @@ fn limits_windows_and_freezes_are_all_told() {
         reasons(&rollout(text), 1, "web", &Counts::default(), Used::default(), after(2 * 86_400 + 3 * 3600)),
         []
     );
+}
+
+/// Finding 11 of a user: a time that a reason names is one at which it is over.
+#[test]
+fn the_times_in_reasons_are_true() {
+    // Saturdays of December 2026: 5, 12, 19.
+    let text = "windows = [{ days = [\"sat\"], start = \"21:00\", length = \"8h\" }]\n\
+                freezes = [{ from = \"2026-12-04\", to = \"2026-12-11\" }, { from = \"2026-12-01\", to = \"2026-12-03\", why = \"audit\" }]\n\
+                rate = { max = 1, per = \"1m\" }\n";
+    let rolled = rollout(text);
+    let told = |now: &str, used| {
+        let counts = Counts { used, ..Counts::default() };
+        said(&reasons(&rolled, 1, "web", &counts, Used::default(), now.parse().unwrap()))
+    };
+    let windows = "outside the windows; the next opens at 2026-12-12T21:00:00Z";
+    assert_eq!(
+        told("2026-12-01T00:00:00Z", Used::default()),
+        format!("frozen until 2026-12-12T00:00:00Z: audit; {windows}"),
+        "freezes that touch are one"
+    );
+    assert_eq!(told("2026-11-30T00:00:00Z", Used::default()), windows, "the next one is frozen");
+    let three = Used { in_flight: 3, recent: 3, makes_room: Some("2026-12-12T21:00:20Z".parse().unwrap()) };
+    assert_eq!(
+        told("2026-12-12T21:00:30Z", three),
+        "3 nodes were let go in 60 s, and 1 may be; the next may go at 2026-12-12T21:01:20Z"
+    );
+    // The freeze ends within a window that opened before.
+    let cut = rollout(
+        "windows = [{ days = [\"fri\"], start = \"21:00\", length = \"8h\" }]\n\
+                       freezes = [{ from = \"2026-12-04\", to = \"2026-12-04\" }]\n",
+    );
+    let told = reasons(&cut, 1, "web", &Counts::default(), Used::default(), start());
+    assert_eq!(said(&told), "outside the windows; the next opens at 2026-12-05T00:00:00Z");
+    let never = rollout(
+        "windows = [{ start = \"21:00\", length = \"2h\" }]\n\
+                         freezes = [{ from = \"2026-11-01\", to = \"9999-12-31\" }]\n",
+    );
+    let told = reasons(&never, 1, "web", &Counts::default(), Used::default(), start());
+    assert_eq!(said(&told), "frozen; no window ever opens");
 }
 
 #[test]
@@ -402,7 +441,7 @@ impl Fleet {
         Used {
             in_flight: mine.iter().filter(|grant| grant.phase.is_open()).count().try_into().unwrap(),
             recent: recent.clone().count().try_into().unwrap(),
-            first_recent: recent.map(|grant| grant.granted_at).min(),
+            makes_room: None,
         }
     }
 

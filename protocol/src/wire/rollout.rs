@@ -121,6 +121,9 @@ pub struct SimulationRequest {
     pub poll_interval_s: u32,
     /// How long a node takes from its leave to its confirmation, in seconds.
     pub update_takes_s: u32,
+    /// How long after a stage waits for nothing else an operator approves the next one, in seconds; none is never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approve_after_s: Option<u32>,
     /// How long to go on, in seconds.
     pub span_s: u64,
 }
@@ -144,13 +147,16 @@ pub struct SimulationReport {
     /// Nodes of the channel that run another release which is a dead end.
     #[serde(default)]
     pub dead_ends: u32,
-    /// How far it was, in equal steps of time, the last one at its end.
+    /// How far it was, where something happened; the last one at its end.
     pub points: Vec<SimulationPoint>,
     /// What happened when, each in one line.
     pub events: Vec<String>,
     /// When all had ended, if they had.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub done_at: Option<Timestamp>,
+    /// Since when it waited, at its end, for nothing but an operator's approval, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits_for_approval: Option<Timestamp>,
     /// Why it halted, if it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub halted: Option<String>,
@@ -168,7 +174,7 @@ pub struct SimulationPoint {
     pub in_flight: u32,
     /// What had come of those let go.
     pub ended: Ended,
-    /// What held back most of the nodes that had asked since the point before, for people; nothing where none was.
+    /// All that held back the nodes that had asked last, for people, what held most of them first; nothing where none was.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub held_by: String,
 }

@@ -38,7 +38,7 @@ pub enum EnrolmentCommand {
 }
 
 /// Seconds of a text such as `30d`.
-fn duration(text: &str) -> Result<u32, String> {
+pub(super) fn duration(text: &str) -> Result<u32, String> {
     policy_file::duration(text)
         .filter(|seconds| *seconds > 0)
         .ok_or_else(|| "expected a time as in 30d, 12h or 1h30m".to_owned())

@@ -4,6 +4,7 @@ mod drawn;
 #[cfg(test)]
 mod tests;
 
+use super::enrolment::duration;
 use super::{Client, OperatorError, policies, print_json, say};
 use clap::{Args, Subcommand};
 use drawn::{draw, explained, shown};
@@ -94,11 +95,14 @@ pub struct SimulateOptions {
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// How often nodes ask, in minutes.
-    #[arg(long, value_name = "MINUTES", default_value_t = 45)]
+    #[arg(long, value_name = "MINUTES", default_value_t = 45, value_parser = clap::value_parser!(u32).range(1..))]
     poll_interval: u32,
     /// How long a node takes from its leave to its confirmation, in minutes.
     #[arg(long, value_name = "MINUTES", default_value_t = 15)]
     update_takes: u32,
+    /// Assume that an operator approves the next stage so long after it waits for nothing else, as in 1h. Without it nobody does.
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    approve_after: Option<u32>,
     /// How many days to go on at most.
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=366))]
     days: u64,
@@ -222,6 +226,7 @@ async fn simulate(client: &Client, options: SimulateOptions, json: bool) -> Resu
         seed: options.seed,
         poll_interval_s: options.poll_interval.saturating_mul(60),
         update_takes_s: options.update_takes.saturating_mul(60),
+        approve_after_s: options.approve_after,
         span_s: options.days * 24 * 60 * 60,
     };
     let path = format!("api/v1/rollouts/{}/simulate", options.channel);

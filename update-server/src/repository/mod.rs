@@ -289,11 +289,13 @@ impl Repository {
         now: Timestamp,
     ) -> Result<String, PublishError> {
         let Some(from) = wish.from else { return Ok(String::new()) };
-        match (paths::closed_gate(conn, from, channel, version, now).await?, wish.despite_gate) {
-            (None, _) => Ok(format!(" (promoted from {from})")),
-            (Some(closed), Some(why)) => Ok(format!(" (promoted from {from} although {closed}: {why})")),
-            (Some(closed), None) => Err(PublishError::Conflict(format!(
-                "the promotion gate of {channel} is closed: {closed}; wait, or promote with --despite-gate WHY"
+        let closed = paths::closed_gate(conn, from, channel, version, now).await?.join("; ");
+        match wish.despite_gate {
+            _ if closed.is_empty() => Ok(format!(" (promoted from {from})")),
+            Some(why) => Ok(format!(" (promoted from {from} although {closed}: {why})")),
+            None => Err(PublishError::Conflict(format!(
+                "{version} is not promoted to {channel}: {closed}; promote it when that has changed, or now with \
+                 --despite-gate WHY"
             ))),
         }
     }

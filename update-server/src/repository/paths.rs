@@ -52,7 +52,8 @@ pub(super) async fn left_behind(
     Ok((Some(line), on_dead_ends))
 }
 
-/// Why the promotion gate of `to` is closed for a release of `from`, in one line; none where it is open, or there is none.
+/// Why a release of `from` is not promoted to `to`: all that its promotion gate, if it has one, finds missing, and, whatever the
+/// policy says, a halt or a pause of its rollout on `from`. Each in one line; nothing where it may be.
 ///
 /// # Errors
 /// [`StoreError`].
@@ -62,31 +63,34 @@ pub(super) async fn closed_gate(
     to: &Channel,
     version: &Version,
     now: Timestamp,
-) -> Result<Option<String>, StoreError> {
-    let Some(gate) = rollouts::policy(conn, to).await?.promotion else { return Ok(None) };
+) -> Result<Vec<String>, StoreError> {
+    let gate = rollouts::policy(conn, to).await?.promotion;
     let rollout = rollouts::find(conn, from).await?.filter(|rollout| rollout.version == *version);
-    let Some(rollout) = rollout else { return Ok(Some(format!("{from} had no rollout of {version}"))) };
+    let Some(rollout) = rollout else {
+        return Ok(gate.map(|_| format!("{from} had no rollout of {version}")).into_iter().collect());
+    };
+    let mut closed = Vec::new();
+    for (what, stop) in [("halted", &rollout.halted), ("paused", &rollout.paused)] {
+        if let Some(stop) = stop {
+            closed.push(format!("the rollout on {from} is {what} ({})", stop.why));
+        }
+    }
+    let Some(gate) = gate else { return Ok(closed) };
     let (ended, _) = rollouts::ended(conn, &rollout, false).await?;
     let soaked = rollout.began_at.checked_add(SignedDuration::from_secs(gate.soak_s.into()));
     if let Some(until) = soaked.ok().filter(|until| *until > now) {
-        return Ok(Some(format!("{from} must have {version} until {until:.0}")));
-    }
-    if let Some(halted) = &rollout.halted {
-        return Ok(Some(format!("the rollout on {from} is halted ({})", halted.why)));
+        closed.push(format!("{from} must have {version} until {until:.0}"));
     }
     if ended.confirmed < gate.nodes {
         let found = ended.confirmed;
-        return Ok(Some(format!(
-            "{found} nodes of {from} have confirmed {version}, and {} must",
-            gate.nodes
-        )));
+        closed.push(format!("{found} nodes of {from} have confirmed {version}, and {} must", gate.nodes));
     }
     if !gate.healthy.is_reached_by(ended.confirmed, ended.ended()) {
         let healthy = Share::of(ended.confirmed, ended.ended());
-        return Ok(Some(format!(
+        closed.push(format!(
             "{healthy} of the nodes of {from} are well with {version}, and {} must be",
             gate.healthy
-        )));
+        ));
     }
-    Ok(None)
+    Ok(closed)
 }

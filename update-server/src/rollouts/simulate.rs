@@ -100,6 +100,7 @@ pub async fn simulate(
         points: simulated.points.into_iter().map(point).collect(),
         events: simulated.events.into_iter().map(|(at, line)| format!("{at:.0} {line}")).collect(),
         done_at: simulated.done_at,
+        waits_for_approval: simulated.waits_for_approval,
         halted: simulated.rollout.halted.map(|halted| halted.why),
     })
 }
@@ -116,7 +117,8 @@ fn assumed(request: &SimulationRequest) -> Result<Assumed, SimulationFailure> {
         return Err(SimulationFailure::Invalid(message));
     }
     let SimulationRequest { failing, silent, seed, poll_interval_s, update_takes_s, span_s, .. } = *request;
-    Ok(Assumed { failing, silent, seed, poll_interval_s, update_takes_s, span_s })
+    let approve_after_s = request.approve_after_s;
+    Ok(Assumed { failing, silent, seed, poll_interval_s, update_takes_s, approve_after_s, span_s })
 }
 
 fn target(

@@ -395,7 +395,8 @@ pub async fn to_look_at(
 }
 
 /// How far the limits of a channel, or of one group in it, are used up: nodes under way, if `in_flight` asks for them, but for one
-/// that takes up no place beside its own, and those let go since a time. Nodes that were let go in an earlier rollout of the channel take up their places until they have ended.
+/// that takes up no place beside its own, and those let go since a time, with when there is room again where they are as many as may
+/// be. Nodes that were let go in an earlier rollout of the channel take up their places until they have ended.
 ///
 /// # Errors
 /// [`StoreError`] where the database fails.
@@ -404,7 +405,7 @@ pub async fn used(
     channel: &Channel,
     group: Option<&Group>,
     in_flight: Option<Option<&NodeId>>,
-    since: Option<Timestamp>,
+    rate: Option<(Timestamp, u32)>,
 ) -> Result<Used, StoreError> {
     // An empty name is no group's.
     let group = group.map_or("", Group::as_str);
@@ -421,18 +422,29 @@ pub async fn used(
         .await?;
         used.in_flight = count(open);
     }
-    if let Some(since) = since {
-        let (recent, first): (i64, Option<i64>) = sqlx::query_as(
-            "SELECT COUNT(*), MIN(granted_at) FROM rollout_grant WHERE channel = $1
-             AND granted_at > $2 AND ($3 = '' OR grp = $3)",
+    if let Some((since, max)) = rate {
+        let recent: i64 = sqlx::query_scalar(
+            "SELECT COUNT(*) FROM rollout_grant WHERE channel = $1 AND granted_at > $2 AND ($3 = '' OR grp = $3)",
         )
         .bind(channel.as_str())
         .bind(to_micros(since))
         .bind(group)
-        .fetch_one(conn)
+        .fetch_one(&mut *conn)
         .await?;
         used.recent = count(recent);
-        used.first_recent = first.map(from_micros).transpose()?;
+        if let Some(over) = used.recent.checked_sub(max) {
+            let last: Option<(i64,)> = sqlx::query_as(
+                "SELECT granted_at FROM rollout_grant WHERE channel = $1 AND granted_at > $2 AND ($3 = '' OR grp = $3)
+                 ORDER BY granted_at LIMIT 1 OFFSET $4",
+            )
+            .bind(channel.as_str())
+            .bind(to_micros(since))
+            .bind(group)
+            .bind(i64::from(over))
+            .fetch_optional(conn)
+            .await?;
+            used.makes_room = last.map(|(at,)| from_micros(at)).transpose()?;
+        }
     }
     Ok(used)
 }
@@ -472,6 +484,25 @@ pub async fn ended(
         }
     }
     Ok((ended, lost))
+}
+
+/// How many nodes of a rollout are in each phase on the way to its release; phases without a node are left out.
+///
+/// # Errors
+/// [`StoreError`] where the database fails.
+pub async fn by_phase(
+    conn: &mut Connection,
+    rollout: &Rollout,
+) -> Result<Vec<(GrantPhase, i64)>, StoreError> {
+    let rows: Vec<(String, i64)> = sqlx::query_as(
+        "SELECT phase, COUNT(*) FROM rollout_grant WHERE channel = $1 AND number = $2 AND version = $3 GROUP BY phase",
+    )
+    .bind(rollout.channel.as_str())
+    .bind(to_number(rollout.number))
+    .bind(rollout.version.as_str())
+    .fetch_all(conn)
+    .await?;
+    rows.into_iter().map(|(phase, nodes)| Ok((parse("a grant's phase", phase)?, nodes))).collect()
 }
 
 /// How many nodes of a rollout have failed since it was resumed last and not confirmed it after that, and how many of them by

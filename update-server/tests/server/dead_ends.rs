@@ -213,6 +213,7 @@ async fn nodes_on_dead_ends_are_not_waited_for() {
         seed: 1,
         poll_interval_s: 2700,
         update_takes_s: 900,
+        approve_after_s: None,
         span_s: 86_400,
     };
     let report: SimulationReport =

@@ -398,7 +398,7 @@ async fn a_promotion_waits_for_its_gate() {
     let says = |message: &str, found: &str| assert!(message.contains(found), "{message}");
     says(
         &error(promote(None).await, StatusCode::CONFLICT).await.message,
-        "beta must have 1.1.0 until 2030-03-18T17:46:40Z",
+        "beta must have 1.1.0 until 2030-03-18T17:46:40Z; 0 nodes of beta have confirmed 1.1.0, and 2 must",
     );
     pass(&server, 24 * 60).await;
     nodes[0].confirm().await;
@@ -417,6 +417,33 @@ async fn a_promotion_waits_for_its_gate() {
     let log: AuditLog = admin.read("/api/v1/audit?limit=1").await;
     says(&log.entries[0].detail, "although 66.66% of the nodes");
     says(&log.entries[0].detail, "broken disk");
+}
+
+/// Whatever the policy of the channel that it would go to says: it has none here.
+#[tokio::test]
+async fn what_is_halted_or_paused_is_not_promoted_by_oversight() {
+    let (_server, admin) = rolling("").await;
+    let promote = |despite_gate: Option<&str>| {
+        let despite_gate = despite_gate.map(str::to_owned);
+        let from = "stable".parse().unwrap();
+        let body =
+            ChannelPromote { schema: SCHEMA, from, leave_behind: false, to_dead_end: false, despite_gate };
+        let admin = admin.clone();
+        async move { admin.send(Method::POST, "/api/v1/channels/late/promote", &body).await }
+    };
+    for number in 0..3 {
+        let mut node = Node::new(&admin, number, "web");
+        assert!(node.may_go().await);
+        node.tell(&[EventKind::RolledBack]).await;
+    }
+    let _: protocol::wire::RolloutInfo = done(act(&admin, "pause", None).await).await;
+    let refused = error(promote(None).await, StatusCode::CONFLICT).await.message;
+    let both = "1.1.0 is not promoted to late: the rollout on stable is halted (3 of 3 nodes failed); the rollout on stable is \
+                paused (a test); promote it when that has changed";
+    assert!(refused.starts_with(both), "{refused}");
+    let _: ChannelInfo = done(promote(Some("only their disks were full")).await).await;
+    let _: protocol::wire::RolloutInfo = done(act(&admin, "resume", None).await).await;
+    let _: ChannelInfo = done(promote(None).await).await;
 }
 
 #[tokio::test]
@@ -468,6 +495,7 @@ async fn a_simulation_goes_over_the_real_fleet_and_changes_nothing() {
         seed,
         poll_interval_s: 2700,
         update_takes_s: 900,
+        approve_after_s: None,
         span_s: 14 * 86_400,
     };
     let path = "/api/v1/rollouts/stable/simulate";
@@ -479,6 +507,8 @@ async fn a_simulation_goes_over_the_real_fleet_and_changes_nothing() {
     assert!(well.done_at.unwrap() > well.began_at + SignedDuration::from_hours(6), "{well:?}");
     assert!(well.events[0].ends_with("stage 2 of 2 opens: 100%"), "{:?}", well.events);
     assert!(well.points.iter().any(|point| point.held_by == "rate"), "{:?}", well.points);
+    let hold = |held_by: &str| held_by.contains("stage 1 of 2 waits for its hold, until ");
+    assert!(well.points.iter().any(|point| hold(&point.held_by)), "{:?}", well.points);
     assert_eq!(well, run(ask("0%", 1)).await, "the same seed, the same history");
     let bad = run(ask("40%", 1)).await;
     assert!(bad.halted.is_some() && bad.points.last().unwrap().ended.granted < 60, "{bad:?}");

@@ -8,8 +8,6 @@ use std::fmt::Write as _;
 
 /// How wide a full bar is, in characters.
 const BAR: u32 = 40;
-/// How many lines of points are drawn at most.
-const LINES: usize = 30;
 
 fn time(at: Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
@@ -123,12 +121,7 @@ pub(super) fn draw(report: &SimulationReport) -> String {
         "{:>9}  {:42} {:>8} {:>8} {:>7}  HELD BACK BY",
         "AFTER", "CONFIRMED", "", "UNDERWAY", "FAILED"
     );
-    // Every so-manieth, and the last one.
-    let every = report.points.len().div_ceil(LINES).max(1);
-    for (at, point) in report.points.iter().enumerate() {
-        if at % every != 0 && at + 1 != report.points.len() {
-            continue;
-        }
+    for point in &report.points {
         let line = format!(
             "{:>9}  {} {:>8} {:>8} {:>7}  {}",
             ago(report.began_at, point.at),
@@ -164,6 +157,13 @@ pub(super) fn draw(report: &SimulationReport) -> String {
                 "not done after {days} days: {} of {} nodes were let go",
                 last.ended.granted, report.nodes
             );
+            if let Some(since) = report.waits_for_approval {
+                let _ = writeln!(
+                    text,
+                    "it waits for an operator's approval since {}; --approve-after 1h assumes one",
+                    time(since)
+                );
+            }
         }
         (_, None, None) => {}
     }

@@ -69,6 +69,7 @@ fn a_simulation_is_drawn_and_its_end_told() {
         points: vec![point(0, 0, 0, "wave 1 of 3"), point(30, 50, 4, "rate")],
         events: vec!["2026-11-30T09:00:00Z stage 2 of 3 opens: 10%".to_owned()],
         done_at: None,
+        waits_for_approval: None,
         halted: Some("4 of 54 nodes failed".to_owned()),
     };
     let text = draw(&report);
@@ -90,8 +91,10 @@ fn a_simulation_is_drawn_and_its_end_told() {
     assert!(draw(&report).ends_with("not done after 1 days: 56 of 100 nodes were let go\n"));
     report.done_at = Some(hours(30));
     assert!(draw(&report).ends_with("done after 1d06h\n"));
-    report.points = (0..600).map(|hour| point(hour, 1, 0, "")).collect();
-    assert!(draw(&report).lines().count() < 40);
+    (report.done_at, report.waits_for_approval) = (None, Some(hours(3)));
+    assert!(draw(&report).ends_with(
+        "were let go\nit waits for an operator's approval since 2026-11-30T11:00:00Z; --approve-after 1h assumes one\n"
+    ));
 }
 
 #[test]
