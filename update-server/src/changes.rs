@@ -123,8 +123,9 @@ async fn all(app: App, together: Vec<(Change, Answer)>) {
 
 /// Whether it may be the fault of one node's rows: a statement was refused, or something cannot be read. A database that is gone or
 /// busy is nobody's.
-const fn is_of_one_row(error: &StoreError) -> bool {
+fn is_of_one_row(error: &StoreError) -> bool {
     matches!(error, StoreError::Corrupt { .. } | StoreError::Sql(sqlx::Error::Database(_)))
+        && !error.is_away()
 }
 
 /// One commit, again where the database ended it in favour of another one.

@@ -288,6 +288,9 @@ async fn create_token(
         valid,
         "not a valid token name: expected up to 64 letters, digits, '.', '_' or '-', and not \"server\", found {name:?}"
     );
+    if let Some(at) = expires.filter(|at| *at <= now()) {
+        anyhow::bail!("a token that ends at {at:.0} would be dead from the start: expected a time to come");
+    }
     let store = data.open_store().await?;
     let text = auth::generate().context("the system gives no random bytes")?;
     let made = data_dir::create_token(&store, name, role, expires, &text, now()).await?;
@@ -330,8 +333,9 @@ async fn list_tokens(data: &DataDirArgs, json: bool) -> Result<Exit> {
         say(format_args!("{}", json!({ "schema": SCHEMA, "tokens": rows })))?;
     } else {
         for token in &tokens {
+            let ends = token.expires_at.map_or_else(String::new, |at| format!(", ends {at:.0}"));
             say(format_args!(
-                "{:24} {:10} {:8} made {}",
+                "{:24} {:10} {:8} made {:.0}{ends}",
                 token.name,
                 token.role,
                 state(token),

@@ -2,7 +2,7 @@
 
 use crate::payloads::{BucketError, PayloadError};
 use crate::repository::PublishError;
-use crate::store::StoreError;
+use crate::store::{self, StoreError};
 use axum::Json;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -51,6 +51,11 @@ pub enum ApiError {
     /// 503: not now; the same request may well succeed a little later.
     #[error("{0}")]
     Unavailable(String),
+    /// 503: the database. The client is told no more than that; the log has the cause.
+    #[error(
+        "the database does not answer or is busy: try again in {AWAY_RETRY_S} s; /readyz and the server's log say more"
+    )]
+    Away(#[source] Box<dyn Error + Send + Sync>),
     /// 503: the payload store. The client is told no more than that; the log has the cause.
     #[error("the payload store {}: try again later; the server's log says why", .0.problem)]
     Payloads(#[source] BucketError),
@@ -63,9 +68,10 @@ pub enum ApiError {
 }
 
 impl ApiError {
-    /// The server's own fault, with its cause.
+    /// The server's own fault, with its cause, or its database's, which is another matter.
     pub fn internal(source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self::Internal(source.into())
+        let source = source.into();
+        if is_away(source.as_ref()) { Self::Away(source) } else { Self::Internal(source) }
     }
 
     fn kind(&self) -> (StatusCode, &'static str) {
@@ -79,7 +85,9 @@ impl ApiError {
             Self::TooSlow(_) => (StatusCode::REQUEST_TIMEOUT, "too-slow"),
             Self::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "too-large"),
             Self::TooMany { .. } => (StatusCode::TOO_MANY_REQUESTS, "too-many-requests"),
-            Self::Unavailable(_) | Self::Payloads(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
+            Self::Unavailable(_) | Self::Payloads(_) | Self::Away(_) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "unavailable")
+            }
             Self::Full(_) => (StatusCode::INSUFFICIENT_STORAGE, "full"),
             Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
         }
@@ -114,6 +122,18 @@ impl From<PublishError> for ApiError {
     }
 }
 
+/// When to ask again after the database was away, in seconds.
+const AWAY_RETRY_S: u64 = 30;
+
+/// Whether the database is away or busy, as far as an error tells.
+pub fn is_away(error: &(dyn Error + 'static)) -> bool {
+    match cause::<StoreError>(error) {
+        Some(error) => error.is_away(),
+        // An error that shows another one as its own leaves it out of its chain.
+        None => cause::<sqlx::Error>(error).is_some_and(store::is_away),
+    }
+}
+
 /// The cause of a certain kind in an error's chain.
 #[must_use]
 pub fn cause<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
@@ -133,8 +153,12 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
     let mut line = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
-        line.push_str(": ");
-        line.push_str(&cause.to_string());
+        let text = cause.to_string();
+        // Some libraries say their cause in their own words too.
+        if !line.ends_with(&text) {
+            line.push_str(": ");
+            line.push_str(&text);
+        }
         source = cause.source();
     }
     line
@@ -171,6 +195,9 @@ impl IntoResponse for ApiError {
         headers.insert(header::CACHE_CONTROL, header::HeaderValue::from_static("no-store"));
         if let Self::TooMany { seconds, .. } = self {
             headers.insert(header::RETRY_AFTER, seconds.into());
+        }
+        if matches!(self, Self::Away(_)) {
+            headers.insert(header::RETRY_AFTER, AWAY_RETRY_S.into());
         }
         if status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));

@@ -5,6 +5,7 @@ use protocol::status::Exit;
 use std::io::Write as _;
 use std::process::ExitCode;
 use update_server::cli;
+use update_server::error::chain;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -25,9 +26,10 @@ async fn main() -> ExitCode {
     match cli::run(cli).await {
         Ok(exit) => exit.into(),
         Err(error) => {
-            cli::print_failure(&format!("{error:#}"), json);
             // The whole chain, once, here at the edge.
-            let _ = writeln!(std::io::stderr(), "update-server: {error:#}");
+            let line = chain(error.as_ref());
+            cli::print_failure(&line, json);
+            let _ = writeln!(std::io::stderr(), "update-server: {line}");
             Exit::Failed.into()
         }
     }

@@ -5,7 +5,7 @@ mod process;
 
 use crate::server::App;
 use crate::store::StoreError;
-use crate::store::figures::{self, Figures};
+use crate::store::figures::{self, Figures, RolloutFigures};
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{Method, header};
 use axum::middleware::Next;
@@ -26,6 +26,8 @@ use tokio::sync::Mutex;
 
 /// How long figures from the database are good for.
 const FRESH: Duration = Duration::from_secs(15);
+/// How long the database has for them: Prometheus waits ten seconds by default, and is to learn that the database is away.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// What a request takes, in seconds: from an answer out of memory to one that waits for a database that is away.
 const BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
 /// How many pairs of channel and version are told apart.
@@ -75,6 +77,17 @@ struct OfGroup {
     group: String,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfChannel {
+    channel: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct InPhase {
+    channel: String,
+    phase: &'static str,
+}
+
 type Seconds = Gauge<f64, AtomicU64>;
 
 /// What is counted.
@@ -102,7 +115,18 @@ struct Stored {
     holders: Family<OfGroup, Gauge>,
     waiters: Family<OfGroup, Gauge>,
     stuck: Family<OfGroup, Gauge>,
+    rollouts: Rollouts,
     up: Gauge,
+}
+
+/// Figures of the rollout of each channel.
+#[derive(Default)]
+struct Rollouts {
+    halted: Family<OfChannel, Gauge>,
+    paused: Family<OfChannel, Gauge>,
+    stage: Family<OfChannel, Gauge>,
+    stages: Family<OfChannel, Gauge>,
+    nodes: Family<InPhase, Gauge>,
 }
 
 impl fmt::Debug for Metrics {
@@ -169,6 +193,7 @@ impl Metrics {
             stored.waiters.clone(),
         );
         registry.register("flipside_lock_stuck", "Holders whose time is up", stored.stuck.clone());
+        stored.rollouts.register(registry);
         registry.register(
             "flipside_database_up",
             "Whether the figures above could be read",
@@ -240,7 +265,50 @@ fn word<T: serde::Serialize>(value: &T) -> String {
 }
 
 async fn figures(app: &App) -> Result<Figures, StoreError> {
-    figures::read(&mut *app.store().read().await?, VERSIONS).await
+    let read = async { figures::read(&mut *app.store().read().await?, VERSIONS).await };
+    tokio::time::timeout(PATIENCE, read).await.unwrap_or(Err(StoreError::Away(PATIENCE)))
+}
+
+impl Rollouts {
+    fn register(&self, registry: &mut Registry) {
+        let mut of_channel = |name, help, family: &Family<OfChannel, Gauge>| {
+            registry.register(name, help, family.clone());
+        };
+        of_channel("flipside_rollout_halted", "Whether the rollout is halted", &self.halted);
+        of_channel(
+            "flipside_rollout_paused",
+            "Whether the rollout is paused for all of its nodes",
+            &self.paused,
+        );
+        of_channel("flipside_rollout_stage", "Which stage is open, from 1", &self.stage);
+        of_channel("flipside_rollout_stages", "How many stages there are", &self.stages);
+        registry.register(
+            "flipside_rollout_nodes",
+            "Nodes that were let go in the rollout, by what came of it",
+            self.nodes.clone(),
+        );
+    }
+
+    fn clear(&self) {
+        for family in [&self.halted, &self.paused, &self.stage, &self.stages] {
+            family.clear();
+        }
+        self.nodes.clear();
+    }
+
+    fn set(&self, RolloutFigures { rollout, nodes }: RolloutFigures) {
+        let channel = rollout.channel.to_string();
+        let of = OfChannel { channel: channel.clone() };
+        let stages = rollout.stages();
+        self.halted.get_or_create(&of).set(rollout.halted.is_some().into());
+        self.paused.get_or_create(&of).set(rollout.paused.is_some().into());
+        self.stage.get_or_create(&of).set(rollout.stage.saturating_add(1).min(stages).into());
+        self.stages.get_or_create(&of).set(stages.into());
+        for (phase, count) in nodes {
+            let in_phase = InPhase { channel: channel.clone(), phase: phase.as_str() };
+            self.nodes.get_or_create(&in_phase).set(count);
+        }
+    }
 }
 
 impl Stored {
@@ -251,6 +319,7 @@ impl Stored {
         for family in [&self.holders, &self.waiters, &self.stuck] {
             family.clear();
         }
+        self.rollouts.clear();
         self.up.set(0);
     }
 
@@ -274,6 +343,7 @@ impl Stored {
             self.waiters.get_or_create(&of).set(lock.waiters);
             self.stuck.get_or_create(&of).set(lock.stuck);
         }
+        figures.rollouts.into_iter().for_each(|of| self.rollouts.set(of));
     }
 }
 

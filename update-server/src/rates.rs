@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 
 /// How many seconds' worth may be asked at once.
 const BURST_S: f64 = 10.0;
+/// How many wrong tokens may come at once, however few a minute are taken.
+const FAILURES_AT_ONCE: f64 = 10.0;
 /// How many addresses are remembered; it bounds the memory.
 const KNOWN_MAX: usize = 100_000;
 
@@ -47,13 +49,16 @@ pub struct Gate {
 struct Buckets {
     /// Tokens a second; 0 for no bound.
     rate: f64,
+    /// How many may be taken at once.
+    burst: f64,
     /// Tokens that were taken, and when that was so.
     taken: Mutex<HashMap<IpAddr, (f64, Instant)>>,
 }
 
 impl Buckets {
-    fn new(rate: f64) -> Self {
-        Self { rate, taken: Mutex::default() }
+    fn new(rate: f64, burst: f64) -> Self {
+        // Below one nobody would ever get through.
+        Self { rate, burst: burst.max(1.0), taken: Mutex::default() }
     }
 
     /// Takes `tokens` if there is one at least; how long until there is, if not.
@@ -61,8 +66,6 @@ impl Buckets {
         if self.rate <= 0.0 {
             return Ok(());
         }
-        // Below one nobody would ever get through.
-        let burst = (self.rate * BURST_S).max(1.0);
         let left_of = |(taken, at): &(f64, Instant)| {
             (taken - now.saturating_duration_since(*at).as_secs_f64() * self.rate).max(0.0)
         };
@@ -74,7 +77,7 @@ impl Buckets {
             }
         }
         let taken = all.get(&address).map_or(0.0, left_of);
-        let over = taken + 1.0 - burst;
+        let over = taken + 1.0 - self.burst;
         if over > 0.0 {
             return Err(Duration::from_secs_f64(over / self.rate));
         }
@@ -91,8 +94,8 @@ impl Gate {
     pub fn new(rates: Rates) -> Self {
         Self {
             proxies: rates.proxies,
-            requests: Buckets::new(rates.requests.into()),
-            failures: Buckets::new(f64::from(rates.failures) / 60.0),
+            requests: Buckets::new(rates.requests.into(), f64::from(rates.requests) * BURST_S),
+            failures: Buckets::new(f64::from(rates.failures) / 60.0, FAILURES_AT_ONCE),
         }
     }
 
@@ -162,7 +165,7 @@ mod tests {
 
     #[test]
     fn a_bucket_is_emptied_and_fills_again() {
-        let (buckets, now) = (Buckets::new(2.0), Instant::now());
+        let (buckets, now) = (Buckets::new(2.0, 20.0), Instant::now());
         let take = |address, after| buckets.take(ip(address), 1.0, now + Duration::from_millis(after));
         for _ in 0..20 {
             take("10.0.0.1", 0).unwrap();
@@ -172,13 +175,13 @@ mod tests {
         take("10.0.0.1", 500).unwrap();
         assert!(take("10.0.0.1", 500).is_err());
         take("10.0.0.1", 60_000).unwrap();
-        let unbounded = Buckets::new(0.0);
+        let unbounded = Buckets::new(0.0, 0.0);
         assert!((0..1000).all(|_| unbounded.take(ip("10.0.0.1"), 1.0, now).is_ok()));
     }
 
     #[test]
     fn the_memory_is_bounded() {
-        let (buckets, now) = (Buckets::new(1.0), Instant::now());
+        let (buckets, now) = (Buckets::new(1.0, 10.0), Instant::now());
         for number in 0..=u32::try_from(KNOWN_MAX).unwrap() {
             buckets.take(IpAddr::from(number.to_be_bytes()), 1.0, now).unwrap();
         }

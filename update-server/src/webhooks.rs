@@ -247,11 +247,12 @@ async fn send(
         None => stored::delivered(&mut change, delivery.id).await?,
         Some(problem) => {
             let again = retry(delivery, now);
+            let next = again.map_or_else(|| "never".to_owned(), |at| format!("{at:.0}"));
             tracing::warn!(
                 webhook = webhook.name,
                 kind = delivery.kind,
                 problem,
-                ?again,
+                again = next,
                 "a webhook was not told"
             );
             stored::failed(&mut change, delivery.id, &problem, again, now).await?;

@@ -41,6 +41,7 @@ pub enum TlsError {
 
 const AUTHORITIES: &str = "certificates of authorities in PEM";
 const CERTIFICATE: &str = "a certificate in PEM";
+const SHOWN: &str = "a certificate that can be shown, X.509 version 3 (plain openssl x509 -req makes version 1: give it -extfile)";
 const PAIR: &str = "a certificate, or the other file not its private key (PKCS #8, PKCS #1 or SEC 1), in PEM";
 const KEY: &str = "its private key in PEM (PKCS #8, PKCS #1 or SEC 1, not encrypted)";
 
@@ -71,6 +72,16 @@ impl Tls {
             builder = builder.identity(identity);
         }
         Ok(builder)
+    }
+
+    /// What of the files keeps a client from being made, where it is one of them: the certificate to show is read only then.
+    #[must_use]
+    pub fn blamed(&self, error: &reqwest::Error) -> Option<TlsError> {
+        let (certificate, _) = self.identity.as_ref()?;
+        let found = chain(error);
+        // It is ours and no peer's, whatever the library calls it.
+        let (_, found) = found.split_once("invalid peer certificate: ")?;
+        Some(TlsError::Pem { path: certificate.clone(), expected: SHOWN, found: found.to_owned() })
     }
 }
 

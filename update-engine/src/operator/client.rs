@@ -80,7 +80,12 @@ impl Client {
             .read_timeout(SILENCE)
             // A token is not carried to wherever an answer points.
             .redirect(reqwest::redirect::Policy::none());
-        let http = options.tls()?.apply(builder)?.build().map_err(OperatorError::Http)?;
+        let tls = options.tls()?;
+        let http = tls.apply(builder)?.build();
+        let http = http.map_err(|error| match tls.blamed(&error) {
+            Some(file) => OperatorError::Tls(file),
+            None => OperatorError::Http(error),
+        })?;
         Ok(Self { http, server, token })
     }
 

@@ -113,7 +113,14 @@ impl ServeArgs {
 }
 
 async fn bind(address: &str) -> Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
+    TcpListener::bind(address).await.with_context(|| {
+        // What is no address at all is wrong in another way than one that is taken.
+        let form = match address.rsplit_once(':') {
+            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => "",
+            _ => ": expected HOST:PORT, as in 127.0.0.1:8400 or [::]:8400",
+        };
+        format!("cannot listen on {address}{form}")
+    })
 }
 
 /// Each connection is an open file, and more than 1024 of them need leave. The programs that need the old limit, because they

@@ -1,7 +1,8 @@
 //! All steps, from outside: what /metrics tells of the database.
 
-use super::{Connection, StoreError, from_micros, locks};
+use super::{Connection, StoreError, from_micros, locks, rollouts};
 use jiff::Timestamp;
+use protocol::rollout::{GrantPhase, Rollout};
 
 /// What is told.
 #[derive(Debug)]
@@ -14,6 +15,17 @@ pub struct Figures {
     pub expiry: Vec<(String, Timestamp)>,
     /// All reboot locks.
     pub locks: Vec<LockFigures>,
+    /// The rollout of each channel.
+    pub rollouts: Vec<RolloutFigures>,
+}
+
+/// What is told of a rollout.
+#[derive(Debug)]
+pub struct RolloutFigures {
+    /// The rollout.
+    pub rollout: Rollout,
+    /// How many of its nodes are in each phase on the way to its release: all phases, those without a node too.
+    pub nodes: Vec<(GrantPhase, i64)>,
 }
 
 /// What is told of a reboot lock.
@@ -73,5 +85,19 @@ pub async fn read(conn: &mut Connection, pairs: u32) -> Result<Figures, StoreErr
         dead_ends,
         expiry: expiry.collect::<Result<_, StoreError>>()?,
         locks: locks::list(conn).await?.into_iter().map(lock).collect(),
+        rollouts: rollouts_now(conn).await?,
     })
+}
+
+/// The rollouts that run, with their nodes by phase.
+async fn rollouts_now(conn: &mut Connection) -> Result<Vec<RolloutFigures>, StoreError> {
+    let mut figures = Vec::new();
+    for rollout in rollouts::list(conn).await? {
+        let counted = rollouts::by_phase(conn, &rollout).await?;
+        let of = |phase| counted.iter().find(|(other, _)| *other == phase).map_or(0, |(_, nodes)| *nodes);
+        // Those without a node too, so that an alert sees how it began.
+        let nodes = GrantPhase::ALL.into_iter().map(|phase| (phase, of(phase))).collect();
+        figures.push(RolloutFigures { rollout, nodes });
+    }
+    Ok(figures)
 }

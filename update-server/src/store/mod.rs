@@ -31,6 +31,7 @@ use std::borrow::Cow;
 use std::ops::{Deref, DerefMut};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
@@ -42,6 +43,8 @@ pub type Connection = sqlx::AnyConnection;
 const TURN: i64 = i64::from_be_bytes(*b"flipside");
 /// How long a change waits for its turn, within this server and then for other servers.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long PostgreSQL has for a connection while nobody else gets one either.
+const SOON: Duration = Duration::from_secs(3);
 
 /// What can go wrong with the database.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +90,12 @@ pub enum StoreError {
          one's data directory"
     )]
     Taken,
+    /// It does not answer.
+    #[error("the database does not answer: no connection for {} s", .0.as_secs())]
+    Away(Duration),
+    /// There is something of somebody else's in it.
+    #[error("it is not empty: it has a table {0}, which is none of a server's; expected an empty database")]
+    NotEmpty(String),
     /// Another change does not end.
     #[error("the database is busy: another change of it has not ended for {} s", PATIENCE.as_secs())]
     Busy,
@@ -119,6 +128,33 @@ impl StoreError {
         // serialization_failure, deadlock_detected
         matches!(self, Self::Sql(error) if matches!(code(error).as_deref(), Some("40001" | "40P01")))
     }
+
+    /// Whether the database is away or busy, which nobody's request can help: the same one may succeed a little later.
+    #[must_use]
+    pub fn is_away(&self) -> bool {
+        match self {
+            Self::Sql(error) => is_away(error),
+            Self::Together(error) => error.is_away(),
+            Self::Away(_) | Self::Busy | Self::Connect { .. } => true,
+            _ => false,
+        }
+    }
+}
+
+/// See [`StoreError::is_away`].
+#[must_use]
+pub fn is_away(error: &sqlx::Error) -> bool {
+    use sqlx::Error as E;
+    match error {
+        E::Io(_) | E::Tls(_) | E::PoolTimedOut | E::PoolClosed | E::WorkerCrashed => true,
+        E::Database(_) => code(error).is_some_and(|code| {
+            // SQLITE_BUSY and its kinds; of PostgreSQL connection_exception, too_many_connections, and that it ends, has crashed
+            // or begins.
+            matches!(&*code, "5" | "261" | "517" | "53300" | "57P01" | "57P02" | "57P03" | "25P03")
+                || code.starts_with("08")
+        }),
+        _ => false,
+    }
 }
 
 /// The SQLSTATE that PostgreSQL gave, or SQLite's own number.
@@ -133,6 +169,8 @@ pub struct Store {
     kind: Kind,
     /// Held by the one change of this process that is under way: the others wait here and need no connection for it.
     turn: Arc<Mutex<()>>,
+    /// Counts the connections that were taken: whether others get one while somebody waits.
+    taken: Arc<AtomicU64>,
 }
 
 /// What tells the databases apart, where something must.
@@ -182,7 +220,7 @@ impl Store {
     /// made it; with it, also where PostgreSQL holds a server's data already.
     pub async fn open(place: &Place, create: bool) -> Result<Self, StoreError> {
         let (pool, kind) = place::open(place, create).await?;
-        let store = Self { pool, kind, turn: Arc::default() };
+        let store = Self { pool, kind, turn: Arc::default(), taken: Arc::default() };
         audit::begin_chain(&store).await?;
         Ok(store)
     }
@@ -192,7 +230,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`] where the database is gone.
     pub async fn read(&self) -> Result<sqlx::pool::PoolConnection<sqlx::Any>, StoreError> {
-        Ok(self.pool.acquire().await?)
+        self.patiently(self.pool.acquire()).await
     }
 
     /// A connection for reading several things as they were at one moment.
@@ -200,7 +238,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`] where the database is gone.
     pub async fn read_at_once(&self) -> Result<sqlx::Transaction<'static, sqlx::Any>, StoreError> {
-        Ok(self.pool.begin_with(self.kind.begin_reading()).await?)
+        self.patiently(self.pool.begin_with(self.kind.begin_reading())).await
     }
 
     /// Begins a change. Changes take turns, those of other servers on the same database too: the next one begins when
@@ -211,7 +249,7 @@ impl Store {
     pub async fn write(&self) -> Result<Transaction, StoreError> {
         let turn = Arc::clone(&self.turn).lock_owned();
         let turn = tokio::time::timeout(PATIENCE, turn).await.map_err(|_| StoreError::Busy)?;
-        let mut change = self.pool.begin_with(self.kind.begin_writing()).await?;
+        let mut change = self.patiently(self.pool.begin_with(self.kind.begin_writing())).await?;
         if self.kind == Kind::Postgres {
             // Not together with the begin: sqlx does not roll back a transaction whose first words have failed.
             let turn = sqlx::query("SELECT 1 FROM pg_advisory_xact_lock($1)").bind(TURN);
@@ -222,6 +260,32 @@ impl Store {
             })?;
         }
         Ok(Transaction { change, _turn: turn })
+    }
+
+    /// Waits for a connection as long as others get one: a server that is busy keeps its turns. Where nobody gets one, PostgreSQL is
+    /// away, and who asked is told so soon. (SQLite is a file: it has nothing but its own locks to wait for.)
+    async fn patiently<T>(
+        &self,
+        connection: impl Future<Output = Result<T, sqlx::Error>>,
+    ) -> Result<T, StoreError> {
+        let mut connection = std::pin::pin!(connection);
+        let mut seen = self.taken.load(Ordering::Relaxed);
+        loop {
+            match tokio::time::timeout(SOON, &mut connection).await {
+                Ok(Ok(connection)) => {
+                    self.taken.fetch_add(1, Ordering::Relaxed);
+                    return Ok(connection);
+                }
+                Ok(Err(error)) => return Err(error.into()),
+                Err(_) => {
+                    let now = self.taken.load(Ordering::Relaxed);
+                    if self.kind == Kind::Postgres && now == seen {
+                        return Err(StoreError::Away(SOON));
+                    }
+                    seen = now;
+                }
+            }
+        }
     }
 
     /// Whether other servers may change the database while this one runs.

@@ -23,6 +23,8 @@ const PREPARE_SQLITE: &str = "PRAGMA busy_timeout = 10000; PRAGMA journal_mode =
 const PREPARE_POSTGRES: &str = "SET client_min_messages = warning; SET application_name = 'update-server';
     SET lock_timeout = '30s'; SET idle_in_transaction_session_timeout = '10s';
     SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'";
+/// The table in which sqlx notes which migrations were made.
+const NOTED: &str = "_sqlx_migrations";
 /// How long PostgreSQL has to answer at the start.
 const CONNECT: Duration = Duration::from_secs(10);
 
@@ -103,6 +105,9 @@ pub(super) async fn open(place: &Place, create: bool) -> Result<(AnyPool, Kind),
             }
             if !create && !found {
                 return Err(StoreError::Empty);
+            }
+            if let Some(table) = strange(&mut first).await?.filter(|_| create) {
+                return Err(StoreError::NotEmpty(table));
             }
             migrate(&mut first, &POSTGRES).await?;
             first.close().await?;
@@ -211,6 +216,29 @@ async fn is_made(conn: &mut AnyConnection) -> Result<bool, StoreError> {
     }
     let tokens: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM token").fetch_one(conn).await?;
     Ok(tokens > 0)
+}
+
+/// A table of somebody else's, if there is one. What an `init` that was interrupted has left is a server's own: its migrations are
+/// noted with their digests.
+async fn strange(conn: &mut AnyConnection) -> Result<Option<String>, StoreError> {
+    let tables: Vec<(String,)> = sqlx::query_as(
+        "SELECT relname::text FROM pg_class WHERE relkind IN ('r', 'p', 'v', 'm', 'f')
+         AND relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = current_schema()) ORDER BY relname",
+    )
+    .fetch_all(&mut *conn)
+    .await?;
+    let noted = tables.iter().any(|(table,)| table == NOTED);
+    let Some((other,)) = tables.into_iter().find(|(table,)| table != NOTED) else { return Ok(None) };
+    if !noted {
+        return Ok(Some(other));
+    }
+    let first = POSTGRES.iter().min_by_key(|migration| migration.version);
+    let ours: Vec<(i64, Vec<u8>)> =
+        sqlx::query_as("SELECT version, checksum FROM _sqlx_migrations").fetch_all(conn).await?;
+    let is_ours = first.is_some_and(|first| {
+        ours.iter().any(|(version, sum)| *version == first.version && **sum == *first.checksum)
+    });
+    Ok(Some(other).filter(|_| !is_ours))
 }
 
 async fn migrate(conn: &mut AnyConnection, to: &Migrator) -> Result<(), StoreError> {

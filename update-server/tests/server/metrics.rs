@@ -4,6 +4,7 @@
 
 use crate::common;
 
+use common::fleet::{Node, act, set_policy};
 use common::{Server, check};
 use jiff::Timestamp;
 use protocol::wire::{Event, EventKind, Events, SCHEMA};
@@ -185,6 +186,32 @@ async fn what_happens_is_counted_in_the_form_that_prometheus_reads() {
     }
     let start = samples["process_start_time_seconds"];
     assert!((Timestamp::now().as_second() as f64 - start) < 3600.0, "{start}");
+}
+
+#[tokio::test]
+async fn rollouts_are_told_by_channel_and_a_halt_among_them() {
+    let server = Server::start().await;
+    let admin = server.admin();
+    let mut operator = server.operator();
+    operator.push_root(&admin).await;
+    operator.release(&admin, "1.1.0").await;
+    let waves =
+        "waves = [{ share = \"100%\", hold = \"0s\" }]\n[channel.stable.canary]\ngroup = \"canary\"\n";
+    set_policy(&admin, waves).await;
+    assert_eq!(admin.set_channel("stable", "1.1.0").await.status(), StatusCode::OK);
+    let samples = async || strictly(&admin.get("/metrics").await.text().await.unwrap());
+    let mut canary = Node::new(&admin, 1, "canary");
+    assert!(canary.may_go().await);
+    canary.tell(&[EventKind::RolledBack]).await;
+    assert_eq!(act(&admin, "pause", None).await.status(), StatusCode::OK);
+    let samples = samples().await;
+    let is = |name: &str, value: f64| assert_eq!(samples.get(name), Some(&value), "{name}: {samples:#?}");
+    for (name, value) in [("halted", 1.0), ("paused", 1.0), ("stage", 1.0), ("stages", 2.0)] {
+        is(&format!("flipside_rollout_{name}{{channel=\"stable\"}}"), value);
+    }
+    for (phase, value) in [("rolled-back", 1.0), ("granted", 0.0), ("confirmed", 0.0), ("lost", 0.0)] {
+        is(&format!("flipside_rollout_nodes{{channel=\"stable\",phase=\"{phase}\"}}"), value);
+    }
 }
 
 #[tokio::test]

@@ -310,8 +310,14 @@ async fn what_is_in_the_way_is_said_and_nothing_is_changed() {
     assert_eq!(migrate(&srv, "", &[]).output().unwrap().status.code(), Some(2), "to where?");
     refused(&migrate(&srv, "mysql://x", &[]).output().unwrap(), "the address of the database is not valid");
     cluster.sql(name, "CREATE TABLE orders (id BIGINT PRIMARY KEY)").unwrap();
-    refused(&tries(&[]), "it has a table orders");
-    cluster.sql(name, "DROP TABLE orders").unwrap();
+    refused(&tries(&[]), "it is not empty: it has a table orders");
+    cluster.sql(name, "DROP TABLE orders; CREATE TABLE x (a INT)").unwrap();
+    refused(&tries(&[]), "it is not empty: it has a table x");
+    let none = "SELECT COUNT(*) FROM pg_class WHERE relname = 'node_credential'";
+    assert_eq!(cluster.sql(name, none).unwrap().trim(), "0", "nothing was made beside it");
+    cluster.sql(name, "DROP TABLE x").unwrap();
+    // What an init that was interrupted has made is no stranger's.
+    Store::open(&Place::Postgres(address.clone().into()), true).await.unwrap().close().await;
     cluster.sql(name, "INSERT INTO node_credential VALUES ('x', 'y', 1)").unwrap();
     refused(&tries(&[]), "the table node_credential has 1 rows");
     cluster.sql(name, "DELETE FROM node_credential").unwrap();

@@ -125,6 +125,16 @@ fn what_is_wrong_is_one_line_without_the_password() {
     assert!(init(&good).status().unwrap().success());
     // A second folder on the same data, and the folder on other data.
     fails(&mut program(&["init"], &dir.path().join("second"), &good), "holds a server's data already");
+    let others = cluster.create().unwrap();
+    for table in [
+        "y (a TEXT)",
+        "x (a INT)",
+        "_sqlx_migrations (version BIGINT, checksum BYTEA); CREATE TABLE z (a INT)",
+    ] {
+        cluster.sql(&others, &format!("CREATE TABLE {table}")).unwrap();
+        let saying = "it is not empty: it has a table";
+        fails(&mut program(&["init"], &dir.path().join("third"), &cluster.url(&others)), saying);
+    }
     let empty = cluster.url(&cluster.create().unwrap());
     fails(&mut program(&["token", "list"], &srv, &empty), "holds no data of a server");
     fails(&mut program(&["token", "list"], &srv, ""), "give --database-url");
@@ -192,6 +202,17 @@ async fn the_database_may_crash_and_come_back() {
     cluster.kill();
     assert_eq!(node.tell(&urls[1], node.wish()).await.map(drop), None, "nothing is said that nobody knows");
     assert_eq!(a.admin().get("/readyz").await.status(), StatusCode::SERVICE_UNAVAILABLE);
+    // Nodes and operators learn that it is for now, and no fault of theirs or the server's.
+    let answers = [
+        a.admin().get("/api/v1/channels").await,
+        a.admin().get("/metrics").await,
+        a.admin().send(Method::POST, "/v1/update-check", &common::check("stable", "1.0.0")).await,
+    ];
+    for answer in answers {
+        assert_eq!(answer.headers()["retry-after"], "30");
+        let body = common::error(answer, StatusCode::SERVICE_UNAVAILABLE).await;
+        assert!(body.message.starts_with("the database does not answer"), "{}", body.message);
+    }
     cluster.restart().unwrap();
     for program in [&a, &b] {
         let lock: LockInfo = program.admin().read("/api/v1/locks/default").await;

@@ -96,13 +96,18 @@ async fn tokens_from_the_command_line() {
     assert_eq!(ci.get("/api/v1/releases").await.status(), StatusCode::OK);
     fails(&["token", "create", "--name", "ci", "--role", "viewer"], home, "exists already");
     fails(&["token", "create", "--name", "a b", "--role", "viewer"], home, "not a valid token name");
+    let ends = |at| ["token", "create", "--name", "late", "--role", "viewer", "--expires", at];
+    fails(&ends("2020-01-01T00:00:00Z"), home, "would be dead from the start");
+    json(&ends("2999-01-01T00:00:00Z"), home);
+    let text = command(&["token", "list"], home).stdout;
+    assert!(String::from_utf8(text).unwrap().contains(", ends 2999-01-01T00:00:00Z\n"));
     let usage = command(&["token", "create", "--name", "x", "--role", "king"], home);
     assert_eq!(usage.status.code(), Some(2));
 
     let list = json(&["token", "list"], home);
     let names: Vec<&str> =
         list["tokens"].as_array().unwrap().iter().map(|t| t["name"].as_str().unwrap()).collect();
-    assert_eq!(names, ["admin", "ci"]);
+    assert_eq!(names, ["admin", "ci", "late"]);
     assert!(!list.to_string().contains("flipside_"), "a list shows no secret");
 
     assert_eq!(json(&["token", "revoke", "--name", "ci"], home)["revoked"], true);
