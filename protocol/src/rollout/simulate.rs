@@ -199,6 +199,9 @@ fn chosen(seed: u64, purpose: &str, node: &NodeId) -> u64 {
     hashed(&format!("{purpose}\n{seed}\n{node}\n"))
 }
 
+/// What stands against nodes, by kind, and how many they are.
+type Stands = (Vec<String>, u32);
+
 impl<'a> World<'a> {
     fn new(mut rollout: Rollout, nodes: Vec<(NodeId, Group)>, assumed: &'a Assumed) -> Self {
         let approvals = take_approvals(&mut rollout.policy);
@@ -327,7 +330,7 @@ impl<'a> World<'a> {
     fn ask(&mut self, step: u64, now: Timestamp) {
         let polls = u64::try_from(self.waiting.len()).unwrap_or(1).max(1);
         let turn = usize::try_from(step % polls).unwrap_or(0);
-        let mut held: Vec<[Option<(Vec<String>, u32)>; 2]> = vec![[None, None]; self.groups.len()];
+        let mut held: Vec<[Option<Stands>; 2]> = vec![[None, None]; self.groups.len()];
         let asking = std::mem::take(&mut self.waiting[turn]);
         self.asked = !asking.is_empty();
         let mut left = Vec::with_capacity(asking.len());

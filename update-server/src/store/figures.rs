@@ -62,6 +62,7 @@ pub async fn read(conn: &mut Connection, pairs: u32) -> Result<Figures, StoreErr
     let dead_ends = sqlx::query_as(
         "SELECT release.version, COUNT(node.node) FROM release LEFT JOIN node
          ON node.version = release.version AND node.arch = release.arch
+           AND NOT EXISTS (SELECT 1 FROM node_revocation AS r WHERE r.node = node.node)
          WHERE release.dead_end IS NOT NULL GROUP BY release.version ORDER BY release.version",
     )
     .fetch_all(&mut *conn)
