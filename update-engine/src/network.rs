@@ -59,7 +59,10 @@ impl Client {
             .user_agent(concat!("flipside/", env!("CARGO_PKG_VERSION")))
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(limits.connect_timeout);
-        let http = server.tls.apply(builder)?.build().map_err(|source| NetworkError::Client { source })?;
+        let http = server.tls.apply(builder)?.build().map_err(|source| match server.tls.blamed(&source) {
+            Some(file) => NetworkError::Tls(file),
+            None => NetworkError::Client { source },
+        })?;
         Ok(Self {
             http,
             base: server.url.clone(),

@@ -98,6 +98,9 @@ async fn tokens_from_the_command_line() {
     fails(&["token", "create", "--name", "a b", "--role", "viewer"], home, "not a valid token name");
     let ends = |at| ["token", "create", "--name", "late", "--role", "viewer", "--expires", at];
     fails(&ends("2020-01-01T00:00:00Z"), home, "would be dead from the start");
+    for listen in ["127.0.0.1", "localhost:http", ":8400"] {
+        fails(&["serve", "--listen", listen], home, ": expected HOST:PORT, as in ");
+    }
     json(&ends("2999-01-01T00:00:00Z"), home);
     let text = command(&["token", "list"], home).stdout;
     assert!(String::from_utf8(text).unwrap().contains(", ends 2999-01-01T00:00:00Z\n"));

@@ -158,6 +158,33 @@ fn keys_of_every_usual_form_are_taken() {
     }
 }
 
+/// As plain `openssl x509 -req` makes them: of version 1. The file is named, and that it is no matter of the server's.
+#[tokio::test]
+async fn a_certificate_that_cannot_be_shown_is_named() {
+    let dir = TempDir::new().unwrap();
+    for command in [
+        "req -new -nodes -newkey ec -pkeyopt ec_paramgen_curve:P-256 -subj /CN=eva -keyout eva.key -out eva.csr",
+        "x509 -req -in eva.csr -signkey eva.key -days 2 -out eva.pem",
+    ] {
+        let output =
+            Command::new("openssl").args(command.split(' ')).current_dir(dir.path()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    let file = |name: &str| dir.path().join(name);
+    let options = ServerOptions {
+        server: Some("https://127.0.0.1:1".to_owned()),
+        token: Some("t".to_owned()),
+        ca: None,
+        client_cert: Some(file("eva.pem").into()),
+        client_key: Some(file("eva.key").into()),
+    };
+    let audit = OperatorCommand::Audit { limit: 1, before: None };
+    let error = update_engine::error::chain(&operator::run(audit, &options, true).await.unwrap_err());
+    let says = format!("{} does not hold a certificate that can be shown", file("eva.pem").display());
+    assert!(error.starts_with(&says) && !error.contains("peer"), "{error}");
+    assert!(error.ends_with(": UnsupportedCertVersion"), "{error}");
+}
+
 /// The real program on a folder of its own.
 struct Program {
     dir: TempDir,
