@@ -20,11 +20,11 @@ pub mod simulate;
 #[cfg(test)]
 mod tests;
 
-pub use advance::{advance, next_stage, wants_waiting};
-pub use decide::{Asked, decide, decide_granted};
+pub use advance::{advance, is_stuck, next_stage, wants_waiting};
+pub use decide::{Asked, decide, decide_granted, holds_all};
 pub use document::{Counts, Ended, Rollout, Stage, Stop, Used};
 pub use file::{ROLLOUT_KEYS, RolloutFile};
-pub use grant::{Grant, GrantPhase, Heard};
+pub use grant::{Grant, GrantPhase, Heard, Phases};
 pub use policy::{Canary, Freeze, Gate, GroupPolicy, Halt, Limits, Rate, RolloutPolicy, Wave};
 pub use reason::Reason;
 pub use share::{InvalidShare, Share, place};

@@ -19,11 +19,13 @@
 //! | `POST /api/v1/channels/<channel>/promote` | [`ChannelPromote`] | [`ChannelInfo`] |
 //! | `GET /api/v1/rollouts` | | [`RolloutList`] |
 //! | `GET /api/v1/rollouts/<channel>` | | [`RolloutInfo`] |
+//! | `GET /api/v1/rollouts/<channel>/nodes?phase=<phases>&limit=<number>&after=<node>` | | [`RolloutNodes`] |
 //! | `POST /api/v1/rollouts/<channel>/pause`, `/resume`, `/approve` | [`RolloutAct`] | [`RolloutInfo`] |
 //! | `POST /api/v1/rollouts/<channel>/simulate` | [`SimulationRequest`] | [`SimulationReport`] |
 //! | `GET /api/v1/rollout-policy` | | [`Policies`] |
 //! | `PUT /api/v1/rollout-policy` | [`PolicySet`] | [`Policies`] |
-//! | `GET /api/v1/nodes` | | [`NodeList`] |
+//! | `POST /api/v1/rollout-policy/<channel>/remove` | [`PolicyRemove`] | [`Policies`] |
+//! | `GET /api/v1/nodes?channel=<channel>&group=<group>&version=<version>` | | [`NodeList`] |
 //! | `GET /api/v1/nodes/<node>/explain` | | [`NodeExplain`] |
 //! | `GET /api/v1/nodes/<node>` | | [`NodeShow`] |
 //! | `GET /api/v1/stats/events?from=<day>&to=<day>` | | [`EventStats`] |
@@ -79,10 +81,10 @@ pub use lock::{
     LockInfo, LockList, LockReasons, LockRelease, LockView, NodeRemove,
 };
 
-pub use policy::{Policies, PolicySet};
+pub use policy::{Policies, PolicyRemove, PolicySet};
 pub use rollout::{
-    NodeExplain, RolloutAct, RolloutCounts, RolloutInfo, RolloutList, SimulationPoint, SimulationReport,
-    SimulationRequest,
+    NodeExplain, RolloutAct, RolloutCounts, RolloutInfo, RolloutList, RolloutNode, RolloutNodes,
+    SimulationPoint, SimulationReport, SimulationRequest,
 };
 pub use stats::{EventCount, EventStats, VersionCount, VersionStats};
 
@@ -220,6 +222,24 @@ pub enum EventKind {
     Refused,
     /// What is to be done on the node after a confirmation failed; the release stays all the same.
     HookFailed,
+}
+
+impl EventKind {
+    /// The name as it is written: in JSON, in webhooks and for people.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::DownloadStarted => "download-started",
+            Self::Staged => "staged",
+            Self::Activated => "activated",
+            Self::Rebooting => "rebooting",
+            Self::Confirmed => "confirmed",
+            Self::RolledBack => "rolled-back",
+            Self::Failed => "failed",
+            Self::Refused => "refused",
+            Self::HookFailed => "hook-failed",
+        }
+    }
 }
 
 /// The signed roles that an operator made offline, each file's bytes as text.

@@ -375,7 +375,7 @@ impl StateFolder {
             Some(problem) => {
                 let aside = files::set_aside(&path)?;
                 Some(format!(
-                    "{problem}; set aside as {} and made anew: updatectl node reset-credential lets the server hear this \
+                    "{problem}; set aside as {} and made anew: updatectl node reset-credential NODE lets the server hear this \
                      node again",
                     aside.display()
                 ))

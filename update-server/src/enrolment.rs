@@ -64,7 +64,7 @@ pub fn needed(node: &ClientId) -> ApiError {
 pub fn revoked(node: &ClientId, of: &Revocation, itself: bool) -> ApiError {
     let why = if itself { format!(" ({})", of.reason) } else { String::new() };
     ApiError::Forbidden(format!(
-        "the node id {node} is revoked since {:.0}{why}: an operator's updatectl node reinstate lets it be heard again",
+        "the node id {node} is revoked since {:.0}{why}: an operator's updatectl node reinstate {node} lets it be heard again",
         of.at
     ))
 }

@@ -31,7 +31,7 @@ pub enum LockFailure {
     },
     /// Who asks for a permit is not heard any more.
     #[error(
-        "{node} is revoked and gets no permit: an operator's updatectl node reinstate lets it be heard again"
+        "{node} is revoked and gets no permit: an operator's updatectl node reinstate {node} lets it be heard again"
     )]
     Revoked {
         /// Who.

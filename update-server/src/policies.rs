@@ -18,6 +18,9 @@ pub enum PolicyFailure {
     /// The file cannot be used.
     #[error("{0}")]
     Invalid(String),
+    /// A channel has no policy that could be removed.
+    #[error("the channel {0} has no policy of its own: the default one holds")]
+    Missing(protocol::id::Channel),
     /// The policy is another one by now.
     #[error("the policy was changed by somebody else in the meantime: look at it again")]
     Changed,

@@ -8,10 +8,12 @@ pub mod acts;
 mod heard;
 mod simulate;
 mod waiting;
+mod warnings;
 
 pub use heard::heard;
 pub use simulate::{SimulationFailure, simulate};
 pub use waiting::Waiters;
+pub use warnings::of_policies;
 
 use crate::changes::{self, Change, Done};
 use crate::server::App;
@@ -22,7 +24,7 @@ use jiff::{SignedDuration, Timestamp};
 use protocol::id::{Channel, Group, NodeId};
 use protocol::rollout::{
     Asked, Counts, Ended, Grant, GrantPhase, Heard, Reason, Rollout, Used, advance, decide, decide_granted,
-    wants_waiting,
+    is_stuck, next_stage, wants_waiting,
 };
 use protocol::version::Version;
 use protocol::wire::UpdateCheck;
@@ -194,23 +196,42 @@ async fn usage(
     ask: &Ask,
     now: Timestamp,
 ) -> Result<(Used, Used), StoreError> {
+    let all = used(conn, rollout, None, Some(&ask.node), now).await?;
+    Ok((all, used(conn, rollout, Some(&ask.group), Some(&ask.node), now).await?))
+}
+
+/// How far the limits of all, or of a group, are used up, by others than one node; what they do not ask for is not counted.
+async fn used(
+    conn: &mut Connection,
+    rollout: &Rollout,
+    group: Option<&Group>,
+    but: Option<&NodeId>,
+    now: Timestamp,
+) -> Result<Used, StoreError> {
     let policy = &rollout.policy;
+    let limits = group.map_or(Some(&policy.limits), |group| policy.groups.get(group));
+    let Some(limits) = limits.filter(|limits| limits.in_flight.is_some() || limits.rate.is_some()) else {
+        return Ok(Used::default());
+    };
     let since = |seconds: u32| now.saturating_sub(SignedDuration::from_secs(seconds.into())).ok();
-    let mut all = Used::default();
-    if policy.limits.in_flight.is_some() || policy.limits.rate.is_some() {
-        let recent = policy.limits.rate.and_then(|rate| Some((since(rate.per_s)?, rate.max)));
-        let others = policy.limits.in_flight.map(|_| Some(&ask.node));
-        all = stored::used(conn, &rollout.channel, None, others, recent).await?;
+    let recent = limits.rate.and_then(|rate| Some((since(rate.per_s)?, rate.max)));
+    stored::used(conn, &rollout.channel, group, limits.in_flight.map(|_| but), recent).await
+}
+
+/// What is known of the open stage, and what the next one waits for, for people.
+async fn waits_for(
+    app: &App,
+    conn: &mut Connection,
+    rollout: &Rollout,
+    now: Timestamp,
+) -> Result<(Counts, Vec<String>), StoreError> {
+    let mut counts = counts(conn, rollout).await?;
+    counts.waiting = waits(app, conn, rollout, &counts, now).await?;
+    if counts.waiting.is_none() && is_stuck(rollout, &counts) {
+        counts.waiting = Some(waiting::anybody_still(app, conn, rollout, now).await?);
     }
-    let mut own = Used::default();
-    if let Some(limits) =
-        policy.groups.get(&ask.group).filter(|own| own.in_flight.is_some() || own.rate.is_some())
-    {
-        let recent = limits.rate.and_then(|rate| Some((since(rate.per_s)?, rate.max)));
-        let others = limits.in_flight.map(|_| Some(&ask.node));
-        own = stored::used(conn, &rollout.channel, Some(&ask.group), others, recent).await?;
-    }
-    Ok((all, own))
+    let lines = next_stage(rollout, &counts, now);
+    Ok((counts, lines))
 }
 
 /// Writes a rollout that has gone on, and says so in the log.
@@ -224,7 +245,7 @@ async fn write(
     match (&before.halted, &next.halted) {
         (None, Some(halted)) => tracing::warn!(%channel, %version, why = halted.why, "the rollout is halted"),
         _ => {
-            tracing::info!(%channel, %version, stage = next.stage, share = %next.share(), "the next stage is open");
+            tracing::info!(%channel, %version, stage = next.stage + 1, share = %next.share(), "the next stage is open");
         }
     }
     webhooks::rollout(conn, before, next, now).await?;

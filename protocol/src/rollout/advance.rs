@@ -81,13 +81,22 @@ pub fn next_stage(rollout: &Rollout, counts: &Counts, now: Timestamp) -> Vec<Str
     let needs = Needs::of(rollout);
     let mut waits = Vec::new();
     if rollout.halted.is_some() || rollout.paused.is_some() {
-        waits.push(format!("an operator: updatectl rollout resume {}", rollout.channel));
+        waits.push(format!("an operator: updatectl rollout resume {} --why TEXT", rollout.channel));
     }
     if rollout.approved {
         return waits;
     }
-    if needs.approve {
-        waits.push(format!("an operator's approval: updatectl rollout approve {}", rollout.channel));
+    let nobody_left = counts.waiting == Some(false) && is_stuck(rollout, counts);
+    if needs.approve || nobody_left {
+        let as_nobody = if nobody_left {
+            ", as no node is left in this stage that could confirm the release (each failed or has it in quarantine, or there is none)"
+        } else {
+            ""
+        };
+        let channel = &rollout.channel;
+        waits.push(format!(
+            "an operator's approval{as_nobody}: updatectl rollout approve {channel} --why TEXT"
+        ));
     }
     let over = rollout.stage_at.checked_add(SignedDuration::from_secs(needs.hold_s.into()));
     if let Some(over) = over.ok().filter(|over| *over > now) {
@@ -97,10 +106,20 @@ pub fn next_stage(rollout: &Rollout, counts: &Counts, now: Timestamp) -> Vec<Str
     if !needs.confirmed.is_reached_by(confirmed, granted) {
         let share = needs.confirmed;
         waits.push(format!("confirmations: {confirmed} of {granted} let go in this stage, and {share} must"));
-    } else if confirmed == 0 && (needs.proof || counts.waiting != Some(false)) {
+    } else if confirmed == 0 && !nobody_left && (needs.proof || counts.waiting != Some(false)) {
         waits.push("a first node of this stage that confirms the release".to_owned());
     }
     waits
+}
+
+/// Whether the nodes that were let go in the open stage cannot open the next one any more, whatever comes of those under way: only
+/// others could, if there are any, or an operator's approval. With [`Counts::waiting`] `Some(false)`, [`next_stage`] says so.
+#[must_use]
+pub fn is_stuck(rollout: &Rollout, counts: &Counts) -> bool {
+    let (needs, stage) = (Needs::of(rollout), &counts.stage);
+    let could = stage.granted.saturating_sub(stage.failures());
+    let proves_nothing = needs.proof && could == 0;
+    !rollout.is_last_stage() && (proves_nothing || !needs.confirmed.is_reached_by(could, stage.granted))
 }
 
 /// The canary group is there to find out: where so many of it failed that the share that must confirm the release cannot be

@@ -38,27 +38,40 @@ pub fn decide(
     group: &Used,
     now: Timestamp,
 ) -> Result<(), Vec<Reason>> {
-    let mut reasons = stopped(rollout, asked.group);
+    let mut reasons = stopped(rollout, Some(asked.group));
     reasons.extend(unwilling(asked));
     reasons.extend(too_early(rollout, asked));
-    let own = rollout.policy.groups.get(asked.group);
-    match rollout.policy.time_zone() {
-        None => reasons.push(Reason::TimeZone { name: rollout.policy.time_zone.clone() }),
+    reasons.extend(limited(rollout, &counts.used, Some((asked.group, group)), now));
+    if reasons.is_empty() { Ok(()) } else { Err(reasons) }
+}
+
+/// What holds every node back now, whichever it is: a halt, a pause, a freeze, the channel's windows and limits; nothing where
+/// none does. `used` are those of the whole rollout. Each of these stands in [`decide`]'s answer for any node, too.
+#[must_use]
+pub fn holds_all(rollout: &Rollout, used: &Used, now: Timestamp) -> Vec<Reason> {
+    let mut reasons = stopped(rollout, None);
+    reasons.extend(limited(rollout, used, None, now));
+    reasons
+}
+
+/// Freezes, windows and limits: the channel's, and those of a group that is given with what it has used up.
+fn limited(rollout: &Rollout, used: &Used, of: Option<(&Group, &Used)>, now: Timestamp) -> Vec<Reason> {
+    let policy = &rollout.policy;
+    let own = of.and_then(|(group, used)| Some((group, policy.groups.get(group)?, used)));
+    let mut reasons = Vec::new();
+    match policy.time_zone() {
+        None => reasons.push(Reason::TimeZone { name: policy.time_zone.clone() }),
         Some(zone) => {
-            reasons.extend(
-                rollout
-                    .policy
-                    .frozen(&zone, now)
-                    .map(|(freeze, until)| Reason::Frozen { until, why: freeze.why.clone() }),
-            );
-            let policy = &rollout.policy;
+            let frozen = policy.frozen(&zone, now);
+            reasons.extend(frozen.map(|(freeze, until)| Reason::Frozen { until, why: freeze.why.clone() }));
             reasons.extend(closed(policy, &policy.limits, None, &zone, now));
-            reasons.extend(own.and_then(|limits| closed(policy, limits, Some(asked.group), &zone, now)));
+            reasons
+                .extend(own.and_then(|(group, limits, _)| closed(policy, limits, Some(group), &zone, now)));
         }
     }
-    reasons.extend(used_up(&rollout.policy.limits, None, &counts.used));
-    reasons.extend(own.into_iter().flat_map(|limits| used_up(limits, Some(asked.group), group)));
-    if reasons.is_empty() { Ok(()) } else { Err(reasons) }
+    reasons.extend(used_up(&policy.limits, None, used));
+    reasons.extend(own.into_iter().flat_map(|(group, limits, used)| used_up(limits, Some(group), used)));
+    reasons
 }
 
 /// Whether a node with an open grant may still go on. Limits, waves and windows let it go when it was granted; a halt or a
@@ -67,12 +80,12 @@ pub fn decide(
 /// # Errors
 /// The reasons, at least one.
 pub fn decide_granted(rollout: &Rollout, asked: &Asked<'_>) -> Result<(), Vec<Reason>> {
-    let mut reasons = stopped(rollout, asked.group);
+    let mut reasons = stopped(rollout, Some(asked.group));
     reasons.extend(unwilling(asked));
     if reasons.is_empty() { Ok(()) } else { Err(reasons) }
 }
 
-fn stopped(rollout: &Rollout, group: &Group) -> Vec<Reason> {
+fn stopped(rollout: &Rollout, group: Option<&Group>) -> Vec<Reason> {
     let halted = rollout.halted.as_ref();
     let halted = halted.map(|stop| Reason::Halted { since: stop.at, why: stop.why.clone() });
     let paused = |of: Option<&Group>, stop: &super::document::Stop| Reason::Paused {
@@ -82,7 +95,7 @@ fn stopped(rollout: &Rollout, group: &Group) -> Vec<Reason> {
         why: stop.why.clone(),
     };
     let all = rollout.paused.as_ref().map(|stop| paused(None, stop));
-    let own = rollout.paused_groups.get(group).map(|stop| paused(Some(group), stop));
+    let own = group.and_then(|group| Some(paused(Some(group), rollout.paused_groups.get(group)?)));
     halted.into_iter().chain(all).chain(own).collect()
 }
 

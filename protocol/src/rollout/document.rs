@@ -76,7 +76,8 @@ pub struct Counts {
     pub stage: Ended,
     /// Those that ended since the rollout was resumed last ([`Rollout::resumes`]).
     pub since: Ended,
-    /// Whether nodes could go in this stage that were not let go yet, where [`super::wants_waiting`] asked for it.
+    /// Whether nodes could go in this stage that were not let go yet, where [`super::wants_waiting`] asked for it; or could still,
+    /// where [`super::is_stuck`] did.
     pub waiting: Option<bool>,
 }
 

@@ -187,9 +187,43 @@ impl fmt::Display for GrantPhase {
     }
 }
 
+/// Some phases, as a list is asked for: `failed,rolled-back`; none named means all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Phases(Vec<GrantPhase>);
+
+impl Phases {
+    /// Those that count for a halt.
+    #[must_use]
+    pub fn failures() -> Self {
+        Self(GrantPhase::ALL.into_iter().filter(|phase| phase.is_failure()).collect())
+    }
+
+    /// Each of them, all where none was named.
+    pub fn iter(&self) -> impl Iterator<Item = GrantPhase> + '_ {
+        GrantPhase::ALL.into_iter().filter(|phase| self.0.is_empty() || self.0.contains(phase))
+    }
+}
+
+impl fmt::Display for Phases {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&str> = self.0.iter().map(|phase| phase.as_str()).collect();
+        f.write_str(&names.join(","))
+    }
+}
+
+impl FromStr for Phases {
+    type Err = InvalidPhase;
+
+    fn from_str(text: &str) -> Result<Self, InvalidPhase> {
+        text.split(',').map(str::parse).collect::<Result<_, _>>().map(Self)
+    }
+}
+
 /// Text that names no phase.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a phase of a grant: {0:?}")]
+#[error(
+    "not a phase of a grant: expected granted, activated, rebooting, confirmed, failed, rolled-back, silent or lost, found {0:?}"
+)]
 pub struct InvalidPhase(String);
 
 impl FromStr for GrantPhase {

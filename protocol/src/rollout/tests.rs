@@ -267,6 +267,92 @@ fn the_times_in_reasons_are_true() {
 }
 
 #[test]
+fn what_holds_all_is_told_of_the_rollout_as_of_each_node() {
+    let text = "in_flight = 0\nwindows = [{ start = \"03:00\", length = \"1h\" }]\n\
+                freezes = [{ from = \"2026-11-30\", to = \"2026-12-01\" }]\nrate = { max = 3, per = \"1h\" }\n\
+                [channel.stable.canary]\ngroup = \"canary\"\n[channel.stable.groups.db]\nin_flight = 0\n";
+    let stop = |why: &str| Stop { at: start(), by: "eva".to_owned(), why: why.to_owned() };
+    let held = Rollout {
+        halted: Some(stop("3 failed")),
+        paused: Some(stop("looking")),
+        paused_groups: [("db".parse().unwrap(), stop("tables"))].into(),
+        ..rollout(text)
+    };
+    let used = Used { in_flight: 0, recent: 3, first_recent: Some(start()) };
+    let all = holds_all(&held, &used, after(60));
+    assert_eq!(
+        all.iter().map(|reason| reason.to_string().chars().take(34).collect::<String>()).collect::<Vec<_>>(),
+        [
+            "the rollout is halted since 2026-1",
+            "the rollout is paused by eva since",
+            "frozen until 2026-12-02T00:00:00Z",
+            "outside the windows; the next open",
+            "in_flight is 0: nobody is let go",
+            "3 nodes were let go in 3600 s, as ",
+        ]
+    );
+    for (group, others) in [("web", 1), ("db", 3), ("canary", 0)] {
+        let told = reasons(&held, 1, group, &Counts { used, ..Counts::default() }, used, after(60));
+        assert!(all.iter().all(|reason| told.contains(reason)), "{group}: {told:?}");
+        assert_eq!(told.len(), all.len() + others, "{group}: {told:?}");
+    }
+    assert_eq!(
+        holds_all(&rollout(WAVES), &used, start()),
+        [],
+        "a stage that is not open holds not everybody"
+    );
+}
+
+#[test]
+fn a_stage_that_can_prove_nothing_any_more_says_that_only_an_approval_opens_the_next_one() {
+    let canary = "[channel.stable.canary]\ngroup = \"canary\"\nhold = \"0s\"\n";
+    let waits = |rollout: &Rollout, granted, confirmed, failed, waiting| {
+        let stage = Ended { granted, confirmed, failed, silent: 0 };
+        let counts = Counts { stage, waiting, ..Counts::default() };
+        (is_stuck(rollout, &counts), next_stage(rollout, &counts, after(1)).join("; "))
+    };
+    let nobody = "an operator's approval, as no node is left in this stage that could confirm the release (each failed or has it \
+                  in quarantine, or there is none): updatectl rollout approve stable --why TEXT";
+    let begun = rollout(canary);
+    assert_eq!(waits(&begun, 0, 0, 0, Some(false)), (true, nobody.to_owned()));
+    assert_eq!(
+        waits(&begun, 0, 0, 0, Some(true)),
+        (true, "a first node of this stage that confirms the release".to_owned())
+    );
+    assert!(waits(&begun, 2, 0, 1, None).0, "one of two is not all");
+    let all_failed = waits(&begun, 2, 0, 2, Some(false)).1;
+    assert!(
+        all_failed.starts_with(nobody) && all_failed.ends_with("0 of 2 let go in this stage, and 100% must")
+    );
+    assert!(!waits(&begun, 1, 0, 0, Some(false)).0, "one is under way");
+    let approved = Rollout { approved: true, ..begun };
+    assert_eq!(waits(&approved, 0, 0, 0, Some(false)).1, "");
+    let wave = rollout("waves = [{ share = \"1%\", hold = \"0s\" }, { share = \"100%\" }]");
+    assert!(waits(&wave, 10, 5, 5, Some(false)).1.starts_with(nobody), "90% must");
+    assert!(!waits(&wave, 10, 5, 1, Some(false)).0, "four are under way");
+    assert_eq!(waits(&wave, 0, 0, 0, Some(false)), (false, String::new()), "nobody is in it: it opens");
+}
+
+#[test]
+fn a_halted_rollout_names_the_whole_command() {
+    let stop = Stop { at: start(), by: "server".to_owned(), why: "w".to_owned() };
+    let halted = Rollout { halted: Some(stop), ..rollout(WAVES) };
+    let waits = next_stage(&halted, &confirmed(1, 1), after(3600));
+    assert_eq!(waits, ["an operator: updatectl rollout resume stable --why TEXT"]);
+}
+
+#[test]
+fn phases_are_asked_for_as_a_list() {
+    assert_eq!(Phases::default().iter().count(), 8);
+    assert_eq!(Phases::failures().to_string(), "failed,rolled-back,silent");
+    let some: Phases = "silent,failed".parse().unwrap();
+    assert_eq!(some.iter().collect::<Vec<_>>(), [GrantPhase::Failed, GrantPhase::Silent]);
+    for bad in ["", "failed,", "Failed", "done"] {
+        assert!(bad.parse::<Phases>().is_err(), "{bad:?}");
+    }
+}
+
+#[test]
 fn a_node_that_came_back_is_let_go_again_only_if_its_quarantine_was_cleared() {
     let rollout = rollout("");
     let (node, group) = (node(1), "web".parse().unwrap());

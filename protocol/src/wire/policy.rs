@@ -15,6 +15,9 @@ pub struct Policies {
     pub digest: Sha256,
     /// A policy file (TOML) that says all of them.
     pub file: String,
+    /// What looks like a mistake in rollout policies: channels and groups that no node is in. Each in one line.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 impl Policies {
@@ -22,8 +25,20 @@ impl Policies {
     #[must_use]
     pub fn of(file: &impl Display) -> Self {
         let file = file.to_string();
-        Self { schema: SCHEMA, digest: Sha256::of(file.as_bytes()), file }
+        Self { schema: SCHEMA, digest: Sha256::of(file.as_bytes()), file, warnings: Vec::new() }
     }
+}
+
+/// Removes a channel's rollout policy, if the policies are still what the operator saw: the default one holds then.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct PolicyRemove {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// [`Policies::digest`] as the operator saw it: the server refuses (409) if the policies are others by now.
+    pub replaces: Sha256,
+    /// Why.
+    pub why: String,
 }
 
 /// Sets policies, if they are still what the operator saw. A group or channel that the file leaves out keeps its policy; the caps

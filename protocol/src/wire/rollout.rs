@@ -1,7 +1,7 @@
 //! Step 4, channel: what operators and servers say to each other about rollouts.
 
-use super::{Decision, NodeInfo};
-use crate::id::{Channel, Group};
+use super::{Decision, Event, NodeInfo};
+use crate::id::{Channel, Group, NodeId};
 use crate::rollout::{Ended, Grant, Reason, Rollout, Share};
 use crate::version::Version;
 use jiff::Timestamp;
@@ -29,6 +29,54 @@ pub struct RolloutInfo {
     pub counts: RolloutCounts,
     /// What the next stage waits for, each in one line; nothing where the last one is open.
     pub next_stage: Vec<String>,
+    /// What lets no node go now, whichever it is; nothing where none of it does. What holds single groups or nodes is not here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub holds_all: Vec<Reason>,
+    /// What looks like a mistake: groups in the policy or paused that no node of the channel is in. Each in one line.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+/// Nodes that were let go in a channel's rollout, or in one before and are still under way: a page of them, by node id.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RolloutNodes {
+    /// [`super::SCHEMA`].
+    pub schema: u32,
+    /// The channel.
+    pub channel: Channel,
+    /// [`Rollout::number`] of the one that runs.
+    pub number: u64,
+    /// What it leads to.
+    pub version: Version,
+    /// Each node once, with the leave that it was given last.
+    pub nodes: Vec<RolloutNode>,
+    /// There are more: ask for those after this node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<NodeId>,
+}
+
+/// A node that was let go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RolloutNode {
+    /// Its id.
+    pub node: NodeId,
+    /// The group that it was let go in.
+    pub group: Group,
+    /// In which rollout of the channel: that which runs, or one before.
+    pub rollout: u64,
+    /// In which stage of it, from 0; none where the policy has none of these stages any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stage: Option<u32>,
+    /// Its leave, and what became of it.
+    pub grant: Grant,
+    /// It failed before an operator resumed the rollout, so that it counts for a halt no more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub forgiven: bool,
+    /// The last event that it reported, if any; without its evidence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_event: Option<Event>,
 }
 
 /// A rollout's nodes, counted.
@@ -44,8 +92,14 @@ pub struct RolloutCounts {
     pub dead_ends: u32,
     /// Under way.
     pub in_flight: u32,
+    /// Those of them that were let go in a rollout before.
+    #[serde(default)]
+    pub in_flight_before: u32,
     /// No longer waited for.
     pub lost: u32,
+    /// Of those that failed or fell silent, those that did before an operator resumed the rollout: they count for a halt no more.
+    #[serde(default)]
+    pub forgiven: u32,
     /// All that were let go in this rollout, by what came of it.
     pub all: Ended,
     /// Those let go in the stage that is open.
@@ -97,6 +151,9 @@ pub struct NodeExplain {
     /// Where it stands in the order of its channel's rollout.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub place: Option<Share>,
+    /// Where its stage is not open: what the next one waits for, each in one line.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub next_stage: Vec<String>,
 }
 
 /// Asks how a rollout would go.

@@ -188,7 +188,7 @@ async fn set_policy(
         return Ok(Exit::NothingToDo);
     }
     keeper.set_policies(&Change { before: &before, wanted: &wanted, why }).await?;
-    policies::was_set(&changes, "permits that are held stay held", json)
+    policies::was_set(&changes, "permits that are held stay held", &[], json)
 }
 
 /// Whether a policy file has a table of caps, be it an empty one, which is how the last cap is removed.

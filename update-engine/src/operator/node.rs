@@ -4,7 +4,7 @@ use super::{Client, OperatorError, ask, print_json, say, tell};
 use crate::lock::shown::holder_line;
 use clap::Subcommand;
 use jiff::Timestamp;
-use protocol::id::{Group, NodeId};
+use protocol::id::{Channel, Group, NodeId};
 use protocol::lock::ClientId;
 use protocol::status::{Exit, lines, one_line};
 use protocol::version::Version;
@@ -26,6 +26,15 @@ pub enum NodeCommand {
         /// How many to leave out before.
         #[arg(long, default_value_t = 0)]
         skip: u32,
+        /// Only those that follow this channel.
+        #[arg(long)]
+        channel: Option<Channel>,
+        /// Only those in this group.
+        #[arg(long)]
+        group: Option<Group>,
+        /// Only those that run this version, as it is spelled.
+        #[arg(long)]
+        version: Option<Version>,
     },
     /// Show one node and what it reported.
     Show {
@@ -86,15 +95,16 @@ pub enum NodeCommand {
 
 pub(super) async fn run(command: NodeCommand, client: &Client, json: bool) -> Result<Exit, OperatorError> {
     match command {
-        NodeCommand::List { limit, skip } => {
-            let list: NodeList = client.get(&format!("api/v1/nodes?limit={limit}&skip={skip}")).await?;
+        NodeCommand::List { limit, skip, channel, group, version } => {
+            let mut path = format!("api/v1/nodes?limit={limit}&skip={skip}");
+            path.extend(channel.map(|channel| format!("&channel={channel}")));
+            path.extend(group.map(|group| format!("&group={group}")));
+            path.extend(version.map(|version| format!("&version={version}")));
+            let list: NodeList = client.get(&path).await?;
             if json {
                 print_json(&list)?;
             } else {
-                say(format_args!(
-                    "{:32}  {:10} {:10} {:14} {:4} {:12} {:20}",
-                    "NODE", "CHANNEL", "GROUP", "VERSION", "SLOT", "STATE", "LAST SEEN"
-                ))?;
+                print_heading()?;
                 list.nodes.iter().try_for_each(print_node)?;
             }
         }
@@ -103,9 +113,13 @@ pub(super) async fn run(command: NodeCommand, client: &Client, json: bool) -> Re
             if json {
                 print_json(&show)?;
             } else {
+                print_heading()?;
                 print_node(&show.node)?;
                 about(&show.node).iter().try_for_each(|line| say(format_args!("  {line}")))?;
                 quarantine(&show.node).map_or(Ok(()), |line| say(format_args!("{line}")))?;
+                if !show.events.is_empty() {
+                    say(format_args!("  {:20}  EVENT", "AT"))?;
+                }
                 show.events.iter().try_for_each(|event| say(format_args!("{}", shown(event).trim_end())))?;
             }
         }
@@ -226,6 +240,13 @@ fn time(at: Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
+fn print_heading() -> Result<(), OperatorError> {
+    say(format_args!(
+        "{:32}  {:10} {:10} {:14} {:4} {:12} LAST SEEN",
+        "NODE", "CHANNEL", "GROUP", "VERSION", "SLOT", "STATE"
+    ))
+}
+
 fn print_node(node: &NodeInfo) -> Result<(), OperatorError> {
     say(format_args!(
         "{:32}  {:10} {:10} {:14} {:4} {:12} {:20}",
@@ -273,7 +294,7 @@ fn about(node: &NodeInfo) -> Vec<String> {
 fn shown(event: &Event) -> String {
     let version = event.version.as_ref().map_or("-", protocol::version::Version::as_str);
     let mut text =
-        format!("  {:20}  {:?} {version} {}\n", time(event.at), event.kind, one_line(&event.detail));
+        format!("  {:20}  {} {version} {}\n", time(event.at), event.kind.as_str(), one_line(&event.detail));
     for line in lines(&event.evidence).lines() {
         let line = format!("      | {line}");
         text.push_str(line.trim_end());
@@ -326,7 +347,7 @@ mod tests {
         };
         assert_eq!(
             shown(&event),
-            "  2026-01-01T00:00:00Z  RolledBack 1.1.0 web.service failed\n      | web.service: failed\n      |\n      | \\u{1b}[2Jexit 7\n"
+            "  2026-01-01T00:00:00Z  rolled-back 1.1.0 web.service failed\n      | web.service: failed\n      |\n      | \\u{1b}[2Jexit 7\n"
         );
         assert_eq!(shown(&Event { evidence: String::new(), ..event }).lines().count(), 1);
     }

@@ -66,9 +66,18 @@ pub(super) fn agreed(changes: &[String], name: &str, yes: bool, json: bool) -> R
 }
 
 /// Tells that they were set, and what stays as it is.
-pub(super) fn was_set(changes: &[String], stays: &str, json: bool) -> Result<Exit, OperatorError> {
+pub(super) fn was_set(
+    changes: &[String],
+    stays: &str,
+    warnings: &[String],
+    json: bool,
+) -> Result<Exit, OperatorError> {
     if json {
-        print_json(&json!({ "schema": SCHEMA, "changed": true, "changes": changes }))?;
+        let mut document = json!({ "schema": SCHEMA, "changed": true, "changes": changes });
+        if !warnings.is_empty() {
+            document["warnings"] = warnings.into();
+        }
+        print_json(&document)?;
     } else {
         say(format_args!("the policy is set; {stays}"))?;
     }

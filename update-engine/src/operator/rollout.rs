@@ -5,18 +5,18 @@ mod drawn;
 mod tests;
 
 use super::enrolment::duration;
-use super::{Client, OperatorError, policies, print_json, say};
+use super::{Client, OperatorError, ask, policies, print_json, say, tell};
 use clap::{Args, Subcommand};
-use drawn::{draw, explained, shown};
+use drawn::{NODES_HEADING, draw, explained, node_line, shown};
 use jiff::Timestamp;
 use protocol::digest::Sha256;
 use protocol::id::{Channel, Group, NodeId};
-use protocol::rollout::{RolloutFile, Share};
+use protocol::rollout::{Phases, RolloutFile, RolloutPolicy, Share};
 use protocol::status::{Exit, one_line};
 use protocol::version::Version;
 use protocol::wire::{
-    Decision, NodeExplain, Policies, PolicySet, RolloutAct, RolloutInfo, RolloutList, SCHEMA,
-    SimulationReport, SimulationRequest,
+    Decision, NodeExplain, Policies, PolicyRemove, PolicySet, RolloutAct, RolloutInfo, RolloutList,
+    RolloutNodes, SCHEMA, SimulationReport, SimulationRequest,
 };
 use reqwest::Method;
 use serde_json::json;
@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 /// Commands about rollouts.
 #[derive(Debug, Subcommand)]
 pub enum RolloutCommand {
-    /// Show how far the rollouts are, and what the next stage waits for.
+    /// Show how far the rollouts are, what holds everybody now, and what the next stage waits for.
     Show {
         /// Only this channel's.
         channel: Option<Channel>,
@@ -33,6 +33,25 @@ pub enum RolloutCommand {
         #[arg(long)]
         policy: bool,
     },
+    /// List the nodes that were let go in a channel's rollout, and those that are still under way in one before, by id: what became
+    /// of each, since when, and the last thing that it reported.
+    Nodes {
+        /// The channel.
+        channel: Channel,
+        /// Only in these phases, such as failed,rolled-back,silent: granted, activated, rebooting, confirmed, failed,
+        /// rolled-back, silent, lost.
+        #[arg(long, value_name = "PHASES")]
+        phase: Option<Phases>,
+        /// How many to show.
+        #[arg(long, default_value_t = 1000)]
+        limit: u32,
+        /// Only nodes after this one, to go on where the last list ended.
+        #[arg(long, value_name = "NODE")]
+        after: Option<NodeId>,
+    },
+    /// The policies that are set: show, remove. rollout set sets them.
+    #[command(subcommand)]
+    Policy(RolloutPolicyCommand),
     /// Set the policies of the channels that a file names. Other channels keep theirs.
     Set {
         /// The file (TOML); docs/rollouts.md describes it.
@@ -59,6 +78,27 @@ pub enum RolloutCommand {
     },
     /// Show how a rollout would go over the nodes that the server knows, in virtual time. Changes nothing.
     Simulate(SimulateOptions),
+}
+
+/// Commands about the policies of rollouts.
+#[derive(Debug, Subcommand)]
+pub enum RolloutPolicyCommand {
+    /// Print the policies as a file that rollout set reads.
+    Show {
+        /// Only this channel's: the default one, where none was set.
+        channel: Option<Channel>,
+    },
+    /// Remove a channel's policy: the default one holds, for the rollout that runs, too, as if an empty one were set.
+    Remove {
+        /// The channel.
+        channel: Channel,
+        /// Why, for the audit log.
+        #[arg(long, value_name = "TEXT", default_value = "updatectl rollout policy remove")]
+        why: String,
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+    },
 }
 
 /// Whose rollout is paused or resumed, and why.
@@ -112,6 +152,15 @@ pub(super) async fn run(command: RolloutCommand, client: &Client, json: bool) ->
     match command {
         RolloutCommand::Show { channel, policy: true } => show_policy(client, channel.as_ref(), json).await,
         RolloutCommand::Show { channel, policy: false } => show(client, channel.as_ref(), json).await,
+        RolloutCommand::Nodes { channel, phase, limit, after } => {
+            nodes(client, &channel, phase.as_ref(), limit, after, json).await
+        }
+        RolloutCommand::Policy(RolloutPolicyCommand::Show { channel }) => {
+            show_policy(client, channel.as_ref(), json).await
+        }
+        RolloutCommand::Policy(RolloutPolicyCommand::Remove { channel, why, yes }) => {
+            remove_policy(client, &channel, why, yes, json).await
+        }
         RolloutCommand::Set { file, why, yes } => set(client, &file, &why, yes, json).await,
         RolloutCommand::Pause(options) => act(client, options, "pause", json).await,
         RolloutCommand::Resume(options) => act(client, options, "resume", json).await,
@@ -147,7 +196,51 @@ async fn show(client: &Client, channel: Option<&Channel>, json: bool) -> Result<
         ))?;
     }
     let now = Timestamp::now();
-    list.iter().try_for_each(|info| say(format_args!("{}", shown(info, now).trim_end())))?;
+    for info in &list {
+        say(format_args!("{}", shown(info, now).trim_end()))?;
+        warn(&info.warnings);
+    }
+    Ok(Exit::Done)
+}
+
+/// Tells what looks like a mistake.
+fn warn(warnings: &[String]) {
+    warnings.iter().for_each(|line| tell(format_args!("warning: {}", one_line(line))));
+}
+
+/// How many nodes are asked for at once.
+const PAGE: u32 = 1000;
+
+async fn nodes(
+    client: &Client,
+    channel: &Channel,
+    phases: Option<&Phases>,
+    limit: u32,
+    mut after: Option<NodeId>,
+    json: bool,
+) -> Result<Exit, OperatorError> {
+    let phase = phases.map(|phases| format!("&phase={phases}")).unwrap_or_default();
+    let (mut left, mut nodes) = (limit, Vec::new());
+    let all = loop {
+        let from = after.as_ref().map(|node| format!("&after={node}")).unwrap_or_default();
+        let path = format!("api/v1/rollouts/{channel}/nodes?limit={}{phase}{from}", left.min(PAGE));
+        let mut page: RolloutNodes = client.get(&path).await?;
+        nodes.append(&mut page.nodes);
+        left = left.saturating_sub(PAGE);
+        after.clone_from(&page.next);
+        if left == 0 || page.next.is_none() {
+            break RolloutNodes { nodes, ..page };
+        }
+    };
+    if json {
+        print_json(&all)?;
+        return Ok(Exit::Done);
+    }
+    say(format_args!("{NODES_HEADING}"))?;
+    all.nodes.iter().try_for_each(|node| say(format_args!("{}", node_line(node, all.number))))?;
+    if let Some(next) = &all.next {
+        tell(format_args!("there may be more: --after {next} goes on"));
+    }
     Ok(Exit::Done)
 }
 
@@ -174,33 +267,74 @@ async fn act(client: &Client, options: ActOptions, verb: &str, json: bool) -> Re
         print_json(&json!({ "schema": SCHEMA, "changed": true, "rollout": info }))?;
     } else {
         say(format_args!("{}", shown(&info, Timestamp::now()).trim_end()))?;
+        warn(&info.warnings);
     }
     Ok(Exit::Done)
 }
 
-/// All policies that were set, and what names them.
-async fn current(client: &Client) -> Result<(RolloutFile, Sha256), OperatorError> {
-    let Policies { digest, file, .. } = client.get("api/v1/rollout-policy").await?;
+/// All policies that were set, what names them, and what looks like a mistake in them.
+async fn current(client: &Client) -> Result<(RolloutFile, Sha256, Vec<String>), OperatorError> {
+    let Policies { digest, file, warnings, .. } = client.get("api/v1/rollout-policy").await?;
     if file.is_empty() {
-        return Ok((RolloutFile::default(), digest));
+        return Ok((RolloutFile::default(), digest, warnings));
     }
     let file = RolloutFile::parse(client.server(), &file).map_err(|errors| policies::unreadable(&errors))?;
-    Ok((file, digest))
+    Ok((file, digest, warnings))
 }
 
 async fn show_policy(client: &Client, channel: Option<&Channel>, json: bool) -> Result<Exit, OperatorError> {
-    let (mut file, _) = current(client).await?;
+    let (mut file, _, warnings) = current(client).await?;
     if let Some(channel) = channel {
         // A channel that nobody set a policy for has the default one.
         let policy = file.channels.remove(channel).unwrap_or_default();
         file.channels = [(channel.clone(), policy)].into();
     }
-    policies::show(&file.to_string(), json!({ "channels": file.channels }), json)
+    if !json {
+        warn(&warnings);
+    }
+    let parts = json!({ "channels": file.channels, "warnings": warnings });
+    policies::show(&file.to_string(), parts, json)
+}
+
+async fn remove_policy(
+    client: &Client,
+    channel: &Channel,
+    why: String,
+    yes: bool,
+    json: bool,
+) -> Result<Exit, OperatorError> {
+    let (before, replaces, _) = current(client).await?;
+    let one = |policy: RolloutPolicy| RolloutFile { channels: [(channel.clone(), policy)].into() };
+    let old = before.channels.get(channel).cloned().unwrap_or_default();
+    let changes = one(old).difference(&one(RolloutPolicy::default()));
+    changes.iter().for_each(|line| tell(format_args!("{line}")));
+    ask("let the default policy hold?", yes)?;
+    let body = PolicyRemove { schema: SCHEMA, replaces, why };
+    let path = format!("api/v1/rollout-policy/{channel}/remove");
+    match client.change::<_, Policies>(Method::POST, &path, &body).await {
+        Err(OperatorError::Server { status: 404, message }) => {
+            if json {
+                print_json(&json!({ "schema": SCHEMA, "changed": false, "reason": message }))?;
+            } else {
+                say(format_args!("nothing to do: {}", one_line(&message)))?;
+            }
+            return Ok(Exit::NothingToDo);
+        }
+        answer => answer?,
+    };
+    if json {
+        print_json(&json!({ "schema": SCHEMA, "changed": true, "changes": changes }))?;
+    } else {
+        say(format_args!(
+            "the policy of {channel} is removed: the default holds; nodes that were let go stay let go"
+        ))?;
+    }
+    Ok(Exit::Done)
 }
 
 async fn set(client: &Client, path: &Path, why: &str, yes: bool, json: bool) -> Result<Exit, OperatorError> {
     let (wanted, _) = policies::read(path, json, RolloutFile::parse)?;
-    let (before, replaces) = current(client).await?;
+    let (before, replaces, _) = current(client).await?;
     let mut after = before.clone();
     after.channels.extend(wanted.channels.clone());
     let changes = before.difference(&after);
@@ -208,8 +342,12 @@ async fn set(client: &Client, path: &Path, why: &str, yes: bool, json: bool) -> 
         return Ok(Exit::NothingToDo);
     }
     let body = PolicySet { schema: SCHEMA, replaces, file: wanted.to_string(), why: why.to_owned() };
-    client.change::<_, Policies>(Method::PUT, "api/v1/rollout-policy", &body).await?;
-    policies::was_set(&changes, "nodes that were let go stay let go", json)
+    let set: Policies = client.change(Method::PUT, "api/v1/rollout-policy", &body).await?;
+    // Those of the channels that the file names were looked at, and so were all others.
+    if !json {
+        warn(&set.warnings);
+    }
+    policies::was_set(&changes, "nodes that were let go stay let go", &set.warnings, json)
 }
 
 async fn simulate(client: &Client, options: SimulateOptions, json: bool) -> Result<Exit, OperatorError> {

@@ -194,7 +194,7 @@ impl Repository {
         }
         if !releases.iter().any(|release| release.manifest.version == *version) {
             return Err(PublishError::Missing(format!(
-                "there is no release {version}: expected {}; push it first with updatectl release push",
+                "there is no release {version}: expected {}; push it first with updatectl release push FOLDER --key KEY",
                 held(&releases)
             )));
         }
@@ -331,7 +331,7 @@ impl Repository {
             return Ok(false);
         }
         for (role, remedy) in
-            [("root", "sign and push a new root"), ("targets", "run updatectl release renew")]
+            [("root", "sign and push a new root"), ("targets", "run updatectl release renew --key KEY")]
         {
             let Some(document) = documents::newest(&mut change, role).await? else { continue };
             if document.expires <= now {

@@ -26,7 +26,7 @@ pub(super) async fn stored_root(conn: &mut Connection) -> Result<Verified<Root>,
     let chain: Vec<Vec<u8>> = documents::roots(conn).await?.into_iter().map(|root| root.bytes).collect();
     if chain.is_empty() {
         return Err(PublishError::Conflict(
-            "the server has no root yet: push it first with updatectl root push".to_owned(),
+            "the server has no root yet: push it first with updatectl root push FOLDER".to_owned(),
         ));
     }
     Ok(verify_root_chain(&chain)?)

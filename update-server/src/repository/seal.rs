@@ -45,7 +45,7 @@ impl Repository {
     pub(super) async fn seal(&self, conn: &mut Connection, now: Timestamp) -> Result<(), PublishError> {
         let targets = documents::newest(conn, "targets").await?.ok_or_else(|| {
             PublishError::Conflict(
-                "the server has no root and targets metadata yet: push them first with updatectl root push"
+                "the server has no root and targets metadata yet: push them first with updatectl root push FOLDER"
                     .to_owned(),
             )
         })?;

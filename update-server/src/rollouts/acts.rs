@@ -6,11 +6,13 @@ use crate::policies::{PolicyFailure, as_seen, changed};
 use crate::repository::paths::LIVE;
 use crate::server::App;
 use crate::store::audit::{self, Change};
-use crate::store::{Connection, StoreError, nodes, rollouts as stored};
+use crate::store::{Connection, StoreError, let_go, nodes, rollouts as stored};
 use jiff::Timestamp;
 use protocol::digest::Sha256;
 use protocol::id::{Channel, Group, NodeId};
-use protocol::rollout::{Counts, Rollout, RolloutFile, Share, Stop, advance, next_stage, place};
+use protocol::rollout::{
+    Counts, Reason, Rollout, RolloutFile, RolloutPolicy, Share, Stop, advance, holds_all, place,
+};
 use protocol::wire::{Decision, NodeExplain, RolloutAct, RolloutCounts, RolloutInfo, SCHEMA, UpdateAnswer};
 
 /// What an operator does to a rollout.
@@ -28,7 +30,7 @@ pub enum Act {
 #[derive(Debug, thiserror::Error)]
 pub enum ActFailure {
     /// The channel has no rollout.
-    #[error("the channel {0} has no rollout: point it at a release first with updatectl channel set")]
+    #[error("the channel {0} has no rollout: point it at a release first: updatectl channel set {0} VERSION")]
     NoRollout(Channel),
     /// There is nothing to do.
     #[error("{0}")]
@@ -158,11 +160,15 @@ pub async fn info(app: &App, conn: &mut Connection, rollout: Rollout) -> Result<
     }
     counts.in_flight = stored::used(conn, &rollout.channel, None, Some(None), None).await?.in_flight;
     (counts.all, counts.lost) = stored::ended(conn, &rollout, false).await?;
-    let mut known = super::counts(conn, &rollout).await?;
-    known.waiting = super::waits(app, conn, &rollout, &known, now).await?;
+    counts.in_flight_before = let_go::in_flight_before(conn, &rollout).await?;
+    counts.forgiven = let_go::forgiven(conn, &rollout).await?;
+    let (known, next_stage) = super::waits_for(app, conn, &rollout, now).await?;
     counts.stage = if rollout.is_last_stage() { super::stage(conn, &rollout).await? } else { known.stage };
     counts.since = stored::since(conn, &rollout).await?;
-    Ok(RolloutInfo { schema: SCHEMA, next_stage: next_stage(&rollout, &known, now), rollout, counts })
+    let used = super::used(conn, &rollout, None, None, now).await?;
+    let (holds_all, warnings) =
+        (holds_all(&rollout, &used, now), super::warnings::of_rollout(conn, &rollout).await?);
+    Ok(RolloutInfo { schema: SCHEMA, rollout, counts, next_stage, holds_all, warnings })
 }
 
 /// All policies as they are.
@@ -199,21 +205,63 @@ pub async fn set_policies(
             continue;
         }
         stored::set_policy(&mut change, channel, policy).await?;
-        if let Some(rollout) = stored::find(&mut change, channel).await? {
-            let next = rollout.with_policy(policy.clone(), now);
-            if !next.has_stages_of(&rollout) {
-                stored::renumber(&mut change, &rollout, &next).await?;
-            }
-            stored::put(&mut change, &next).await?;
-        }
-        let one = |policy: Option<&protocol::rollout::RolloutPolicy>| RolloutFile {
-            channels: policy.map(|policy| (channel.clone(), policy.clone())).into_iter().collect(),
-        };
-        let detail = changed(&one(old).difference(&one(Some(policy))), why);
+        hold(&mut change, channel, policy, now).await?;
+        let detail = changed(&one(channel, old).difference(&one(channel, Some(policy))), why);
         let entry =
             Change { actor: who, action: "rollout.policy", subject: channel.as_str(), detail: &detail };
         audit::record(&mut change, now, entry).await?;
     }
+    let after = current(&mut change).await?;
+    change.commit().await.map_err(StoreError::from)?;
+    Ok(after)
+}
+
+/// Lets a policy hold for the rollout that runs, if one does.
+async fn hold(
+    conn: &mut Connection,
+    channel: &Channel,
+    policy: &RolloutPolicy,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let Some(rollout) = stored::find(conn, channel).await? else { return Ok(()) };
+    let next = rollout.with_policy(policy.clone(), now);
+    if !next.has_stages_of(&rollout) {
+        stored::renumber(conn, &rollout, &next).await?;
+    }
+    stored::put(conn, &next).await
+}
+
+/// A channel's policy alone.
+fn one(channel: &Channel, policy: Option<&RolloutPolicy>) -> RolloutFile {
+    RolloutFile { channels: policy.map(|policy| (channel.clone(), policy.clone())).into_iter().collect() }
+}
+
+/// Removes a channel's policy. For its rollouts, that which runs too, it is as if an empty one were set: the default holds.
+///
+/// # Errors
+/// [`PolicyFailure`].
+pub async fn remove_policy(
+    app: &App,
+    channel: &Channel,
+    replaces: &Sha256,
+    who: &str,
+    why: &str,
+) -> Result<RolloutFile, PolicyFailure> {
+    let now = app.now();
+    let mut change = app.store().write().await?;
+    let before = current(&mut change).await?;
+    as_seen(&before, replaces)?;
+    if !stored::remove_policy(&mut change, channel).await? {
+        return Err(PolicyFailure::Missing(channel.clone()));
+    }
+    let default = RolloutPolicy::default();
+    hold(&mut change, channel, &default, now).await?;
+    let mut lines = vec!["back to the default".to_owned()];
+    let old = before.channels.get(channel);
+    lines.extend(one(channel, old).difference(&one(channel, Some(&default))));
+    let detail = changed(&lines, why);
+    let (action, subject) = ("rollout.policy-remove", channel.as_str());
+    audit::record(&mut change, now, Change { actor: who, action, subject, detail: &detail }).await?;
     let after = current(&mut change).await?;
     change.commit().await.map_err(StoreError::from)?;
     Ok(after)
@@ -230,7 +278,7 @@ pub async fn explain(app: &App, node: &NodeId) -> Result<Option<NodeExplain>, St
     let Some(info) = nodes::find(&mut conn, node).await? else { return Ok(None) };
     let mut answer = decision::decide(&view.published, &info.channel, &info.arch, &info.version);
     let rollout = stored::find(&mut conn, &info.channel).await?;
-    let (mut because, mut grant) = (Vec::new(), None);
+    let (mut because, mut grant, mut next_stage) = (Vec::new(), None, Vec::new());
     let place = rollout.as_ref().map(|rollout| Share::at(place(&rollout.version, node)));
     if let (Decision::Update, Some(version), Some(rollout)) =
         (answer.decision, answer.version.clone(), &rollout)
@@ -249,10 +297,24 @@ pub async fn explain(app: &App, node: &NodeId) -> Result<Option<NodeExplain>, St
         if let Told::Held(reasons) = &told {
             because.clone_from(reasons);
         }
+        if because.iter().any(|reason| matches!(reason, Reason::Canary { .. } | Reason::Wave { .. })) {
+            next_stage = super::waits_for(app, &mut conn, rollout, now).await?.1;
+        }
         answer = answer_of(answer, told, node, now);
     }
     let UpdateAnswer { decision, reason, version, .. } = answer;
-    Ok(Some(NodeExplain { schema: SCHEMA, node: info, decision, version, reason, because, grant, place }))
+    let explained = NodeExplain {
+        schema: SCHEMA,
+        node: info,
+        decision,
+        version,
+        reason,
+        because,
+        grant,
+        place,
+        next_stage,
+    };
+    Ok(Some(explained))
 }
 
 /// When a node asks again that was told while its channel changed, in seconds.
@@ -274,14 +336,13 @@ pub fn answer_of(way: UpdateAnswer, told: Told, node: &NodeId, now: Timestamp) -
         },
         Told::Revoked => UpdateAnswer {
             decision: Decision::Hold,
-            reason: "the node is revoked: updatectl node reinstate lets it be heard again".to_owned(),
+            reason: format!("the node is revoked: updatectl node reinstate {node} lets it be heard again"),
             ..way
         },
         Told::Held(reasons) => {
             let lines: Vec<String> = reasons.iter().map(ToString::to_string).collect();
             // All of them must be over; where one has no end that is known, the node asks by its own interval.
-            let until: Option<Vec<Timestamp>> =
-                reasons.iter().map(protocol::rollout::Reason::until).collect();
+            let until: Option<Vec<Timestamp>> = reasons.iter().map(Reason::until).collect();
             let last = until.and_then(|until| until.into_iter().max());
             // By their places, so that no window opens with all of them at the door.
             let spread = way.version.as_ref().map_or(0, |version| {
@@ -306,7 +367,6 @@ fn version_of(answer: &UpdateAnswer) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use protocol::rollout::Reason;
 
     fn way() -> UpdateAnswer {
         UpdateAnswer {

@@ -33,6 +33,17 @@ impl Waiters {
     }
 }
 
+/// Whether a node could still be let go in the stage that is open, for the first time or again. Asked for people only, where
+/// nothing else can open the next stage.
+pub(super) async fn anybody_still(
+    app: &App,
+    conn: &mut Connection,
+    rollout: &Rollout,
+    now: Timestamp,
+) -> Result<bool, StoreError> {
+    Ok(first(app, conn, rollout, true, None, now).await?.is_some())
+}
+
 /// Whether a node could go in the stage that is open and was not let go yet.
 pub(super) async fn anybody(
     app: &App,
@@ -43,10 +54,10 @@ pub(super) async fn anybody(
     let last = app.waiters().get(&rollout.channel);
     let mut found = None;
     if last.is_some() {
-        found = first(app, conn, rollout, last.clone(), now).await?;
+        found = first(app, conn, rollout, false, last.clone(), now).await?;
     }
     if found.is_none() {
-        found = first(app, conn, rollout, None, now).await?;
+        found = first(app, conn, rollout, false, None, now).await?;
     }
     let Some(found) = found else { return Ok(false) };
     if last.as_ref() != Some(&found) {
@@ -55,11 +66,13 @@ pub(super) async fn anybody(
     Ok(true)
 }
 
-/// The first node that waits, from `from` on, by id.
+/// The first node that waits, from `from` on, by id; with `again`, of those too that were let go before and may be again. What a
+/// node has in quarantine it does not wait for.
 async fn first(
     app: &App,
     conn: &mut Connection,
     rollout: &Rollout,
+    again: bool,
     mut from: Option<NodeId>,
     now: Timestamp,
 ) -> Result<Option<NodeId>, StoreError> {
@@ -67,13 +80,16 @@ async fn first(
     let view = app.repository().view();
     let mut limit = if from.is_some() { 1 } else { PAGE };
     loop {
-        let page = nodes::not_let_go(conn, rollout, since, from.as_ref(), limit).await?;
+        let page = nodes::not_let_go(conn, rollout, again, since, from.as_ref(), limit).await?;
         let is_last = u32::try_from(page.len()).is_ok_and(|read| read < limit);
         let next = page.last().map(|member| member.node.clone());
         let waits = page.into_iter().find(|member| {
-            let way = || decision::decide(&view.published, &rollout.channel, &member.arch, &member.version);
-            rollout.reaches(&member.group, place(&rollout.version, &member.node))
-                && way().decision == Decision::Update
+            let goes = || {
+                let way = decision::decide(&view.published, &rollout.channel, &member.arch, &member.version);
+                let takes = !way.version.is_some_and(|version| member.quarantine.contains(&version));
+                way.decision == Decision::Update && takes
+            };
+            rollout.reaches(&member.group, place(&rollout.version, &member.node)) && goes()
         });
         if let Some(member) = waits {
             return Ok(Some(member.node));

@@ -107,11 +107,11 @@ pub(super) async fn promote(
     Ok(Json(app.repository().promote(&from, &channel, wish, app.now()).await?))
 }
 
-fn rows(uri: &Uri) -> Result<u32, ApiError> {
+pub(super) fn rows(uri: &Uri) -> Result<u32, ApiError> {
     Ok(query(uri, "limit")?.unwrap_or(ROWS).min(ROWS_MAX))
 }
 
-/// `GET /api/v1/nodes?skip=N&limit=N`.
+/// `GET /api/v1/nodes?channel=C&group=G&version=V&skip=N&limit=N`.
 pub(super) async fn nodes(
     State(app): State<App>,
     actor: Actor,
@@ -120,7 +120,12 @@ pub(super) async fn nodes(
     actor.require(Role::Viewer)?;
     app.checkins().flush(app.store()).await?;
     let skip = query(&uri, "skip")?.unwrap_or(0);
-    let nodes = node_store::list(&mut *app.store().read().await?, skip, rows(&uri)?).await?;
+    let wanted = node_store::Wanted {
+        channel: query(&uri, "channel")?,
+        group: query(&uri, "group")?,
+        version: query(&uri, "version")?,
+    };
+    let nodes = node_store::list(&mut *app.store().read().await?, &wanted, skip, rows(&uri)?).await?;
     Ok(Json(NodeList { schema: SCHEMA, nodes }))
 }
 

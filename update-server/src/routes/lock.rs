@@ -37,6 +37,7 @@ impl From<PolicyFailure> for ApiError {
     fn from(error: PolicyFailure) -> Self {
         match error {
             PolicyFailure::Invalid(message) => Self::Invalid(message),
+            PolicyFailure::Missing(_) => Self::NotFound(error.to_string()),
             PolicyFailure::Changed | PolicyFailure::InUse { .. } => Self::Conflict(error.to_string()),
             PolicyFailure::Store(error) => Self::internal(error),
         }

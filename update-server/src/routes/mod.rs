@@ -29,6 +29,7 @@ use axum::routing::{delete, get, post, put};
 use protocol::wire::SCHEMA;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use std::borrow::Cow;
 use tower_http::trace::TraceLayer;
 
 /// All routes of the server.
@@ -46,11 +47,13 @@ pub fn router(app: App) -> Router {
         .route("/api/v1/channels/{channel}/promote", post(admin::promote))
         .route("/api/v1/rollouts", get(rollouts::list))
         .route("/api/v1/rollouts/{channel}", get(rollouts::show))
+        .route("/api/v1/rollouts/{channel}/nodes", get(rollouts::nodes))
         .route("/api/v1/rollouts/{channel}/pause", post(rollouts::pause))
         .route("/api/v1/rollouts/{channel}/resume", post(rollouts::resume))
         .route("/api/v1/rollouts/{channel}/approve", post(rollouts::approve))
         .route("/api/v1/rollouts/{channel}/simulate", post(rollouts::simulate))
         .route("/api/v1/rollout-policy", get(rollouts::policy).put(rollouts::set_policy))
+        .route("/api/v1/rollout-policy/{channel}/remove", post(rollouts::remove_policy))
         .route("/api/v1/nodes", get(admin::nodes))
         .route("/api/v1/nodes/{node}/explain", get(rollouts::explain))
         .route("/api/v1/nodes/{node}", get(admin::node))
@@ -148,12 +151,29 @@ fn query<T: std::str::FromStr>(uri: &Uri, name: &str) -> Result<Option<T>, ApiEr
     pairs
         .find(|(key, _)| *key == name)
         .map(|(_, value)| {
+            let value = plain(value);
             value.parse().map_err(|_| {
                 let found: String = value.chars().take(80).collect();
                 ApiError::Invalid(format!("{name} is not valid: found {found:?}"))
             })
         })
         .transpose()
+}
+
+/// The text of a query's value without its `%XX`; what they are not the text of stays as it is.
+fn plain(value: &str) -> Cow<'_, str> {
+    let Some((first, rest)) = value.split_once('%') else { return value.into() };
+    let mut bytes = first.as_bytes().to_vec();
+    for part in rest.split('%') {
+        match part.get(..2).map(|digits| u8::from_str_radix(digits, 16)) {
+            Some(Ok(byte)) if !part.starts_with('+') => {
+                bytes.push(byte);
+                bytes.extend(part.bytes().skip(2));
+            }
+            _ => return value.into(),
+        }
+    }
+    String::from_utf8(bytes).map_or_else(|_| value.into(), Cow::Owned)
 }
 
 /// Whether nodes can be served: the database and the payload store answer and the metadata is fresh. A server without a root is ready to

@@ -10,6 +10,7 @@ use axum::response::{IntoResponse as _, Response};
 use protocol::digest::Sha256;
 use protocol::id::{Channel, Group, NodeId};
 use protocol::lock::ClientId;
+use protocol::rollout::GrantPhase;
 use protocol::wire::{ErrorBody, FleetLockError, SCHEMA};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -242,6 +243,12 @@ impl Endpoint {
 fn day() -> RefOr<Schema> {
     let format = SchemaFormat::KnownFormat(KnownFormat::Date);
     ObjectBuilder::new().schema_type(Type::String).format(Some(format)).into()
+}
+
+/// Phases of grants, as in `failed,rolled-back`.
+fn phases() -> RefOr<Schema> {
+    let one = GrantPhase::ALL.map(GrantPhase::as_str).join("|");
+    ObjectBuilder::new().schema_type(Type::String).pattern(Some(format!("^({one})(,({one}))*$"))).into()
 }
 
 /// A whole number from 0 to `max`.

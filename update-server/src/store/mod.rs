@@ -10,6 +10,7 @@ pub mod credentials;
 pub mod documents;
 pub mod enrolment;
 pub mod figures;
+pub mod let_go;
 pub mod locks;
 pub mod nodes;
 pub mod old;

@@ -8,6 +8,7 @@ use protocol::rollout::Rollout;
 use protocol::status::StateName;
 use protocol::version::Version;
 use protocol::wire::{Event, NodeInfo, QUARANTINE_MAX, Revocation, UpdateCheck};
+use std::collections::BTreeSet;
 
 /// The most nodes in one statement: a database takes so many values and no more.
 const ROWS: usize = 200;
@@ -132,7 +133,7 @@ pub async fn events(conn: &mut Connection, node: &NodeId, limit: u32) -> Result<
     rows.into_iter().map(whole).collect()
 }
 
-fn event(document: String) -> Result<Event, StoreError> {
+pub(super) fn event(document: String) -> Result<Event, StoreError> {
     serde_json::from_str(&document).map_err(|_| StoreError::Corrupt { what: "an event", found: document })
 }
 
@@ -179,6 +180,11 @@ pub(super) fn state_name(text: String) -> Result<StateName, StoreError> {
         .map_err(|_| StoreError::Corrupt { what: "a state", found: text })
 }
 
+/// As [`quarantine_text`] wrote them.
+fn versions_in(text: String) -> Result<Vec<Version>, StoreError> {
+    text.split_whitespace().map(|version| parse("a version", version.to_owned())).collect()
+}
+
 fn info(row: Row) -> Result<NodeInfo, StoreError> {
     let own: Group = parse("a group", row.grp)?;
     let placed: Option<Group> = row.placed.map(|group| parse("a group", group)).transpose()?;
@@ -187,7 +193,6 @@ fn info(row: Row) -> Result<NodeInfo, StoreError> {
         _ => None,
     };
     let own_group = placed.is_some().then(|| own.clone());
-    let versions = |text: String| text.split_whitespace().map(|v| parse("a version", v.to_owned())).collect();
     Ok(NodeInfo {
         node: parse("a node id", row.node)?,
         channel: parse("a channel", row.channel)?,
@@ -201,23 +206,60 @@ fn info(row: Row) -> Result<NodeInfo, StoreError> {
         last_event: row.last_event.map(event).transpose()?,
         enrolled_with: row.enrolled_with,
         revoked,
-        quarantine: row.quarantine.map(versions).transpose()?,
+        quarantine: row.quarantine.map(versions_in).transpose()?,
         dead_end: row.dead_end,
     })
 }
 
-/// Up to `limit` nodes after the first `skip`, by last contact, newest first.
+/// Which nodes are asked for: all where nothing is said.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    /// Those that follow this channel.
+    pub channel: Option<Channel>,
+    /// Those in this group: the one that they were placed in, or else their own word.
+    pub group: Option<Group>,
+    /// Those that run this version, as it is spelled.
+    pub version: Option<Version>,
+}
+
+/// Up to `limit` of the wanted nodes after the first `skip`, by last contact, newest first.
 ///
 /// # Errors
 /// [`StoreError`] where the database fails.
-pub async fn list(conn: &mut Connection, skip: u32, limit: u32) -> Result<Vec<NodeInfo>, StoreError> {
-    let rows: Vec<Row> =
-        sqlx::query_as(select_info!("ORDER BY last_seen DESC, node.node LIMIT $1 OFFSET $2"))
-            .bind(i64::from(limit))
-            .bind(i64::from(skip))
-            .fetch_all(conn)
-            .await?;
+pub async fn list(
+    conn: &mut Connection,
+    wanted: &Wanted,
+    skip: u32,
+    limit: u32,
+) -> Result<Vec<NodeInfo>, StoreError> {
+    // No name is empty.
+    let rows: Vec<Row> = sqlx::query_as(select_info!(
+        "WHERE ($1 = '' OR channel = $1) AND ($2 = '' OR COALESCE(node_group.grp, node.grp) = $2)
+         AND ($3 = '' OR version = $3) ORDER BY last_seen DESC, node.node LIMIT $4 OFFSET $5"
+    ))
+    .bind(wanted.channel.as_ref().map_or("", Channel::as_str))
+    .bind(wanted.group.as_ref().map_or("", Group::as_str))
+    .bind(wanted.version.as_ref().map_or("", Version::as_str))
+    .bind(i64::from(limit))
+    .bind(i64::from(skip))
+    .fetch_all(conn)
+    .await?;
     rows.into_iter().map(info).collect()
+}
+
+/// The groups that the nodes of a channel are in; none where no node follows it.
+///
+/// # Errors
+/// [`StoreError`] where the database fails.
+pub async fn groups(conn: &mut Connection, channel: &Channel) -> Result<BTreeSet<Group>, StoreError> {
+    let rows: Vec<(String,)> = sqlx::query_as(
+        "SELECT DISTINCT COALESCE(node_group.grp, node.grp) FROM node
+         LEFT JOIN node_group ON node_group.node = node.node WHERE channel = $1",
+    )
+    .bind(channel.as_str())
+    .fetch_all(conn)
+    .await?;
+    rows.into_iter().map(|(group,)| parse("a group", group)).collect()
 }
 
 /// Forgets a node's last check; its events stay. False where there was none.
@@ -276,6 +318,8 @@ pub struct Member {
     pub arch: Arch,
     /// The version it ran when last heard of.
     pub version: Version,
+    /// What it has in quarantine, as far as it says so.
+    pub quarantine: Vec<Version>,
 }
 
 /// The nodes of a channel that were heard of since a time and are not revoked, by id.
@@ -288,7 +332,7 @@ pub async fn members(
     since: Timestamp,
 ) -> Result<Vec<Member>, StoreError> {
     let rows: Vec<MemberRow> = sqlx::query_as(
-        "SELECT node.node, COALESCE(node_group.grp, node.grp), arch, version FROM node
+        "SELECT node.node, COALESCE(node_group.grp, node.grp), arch, version, quarantine FROM node
          LEFT JOIN node_group ON node_group.node = node.node WHERE channel = $1 AND last_seen >= $2
          AND NOT EXISTS (SELECT 1 FROM node_revocation AS r WHERE r.node = node.node) ORDER BY node.node",
     )
@@ -299,41 +343,48 @@ pub async fn members(
     rows.into_iter().map(member).collect()
 }
 
-/// Up to `limit` of those of a rollout's channel that were not let go to its release in it, from id `from` on.
+/// Up to `limit` of those of a rollout's channel that were not let go to its release in it, from id `from` on; with `again`, those
+/// too that were and may be again: it could not be installed there, they are not heard of any more, or they came back without it and
+/// do not have it in quarantine any more.
 ///
 /// # Errors
 /// [`StoreError`] where the database fails.
 pub async fn not_let_go(
     conn: &mut Connection,
     rollout: &Rollout,
+    again: bool,
     since: Timestamp,
     from: Option<&NodeId>,
     limit: u32,
 ) -> Result<Vec<Member>, StoreError> {
     let rows: Vec<MemberRow> = sqlx::query_as(
-        "SELECT node.node, COALESCE(node_group.grp, node.grp), arch, version FROM node
+        "SELECT node.node, COALESCE(node_group.grp, node.grp), arch, version, quarantine FROM node
          LEFT JOIN node_group ON node_group.node = node.node
          WHERE channel = $1 AND last_seen >= $2 AND node.node >= $3
          AND NOT EXISTS (SELECT 1 FROM node_revocation AS r WHERE r.node = node.node)
          AND NOT EXISTS (SELECT 1 FROM rollout_grant AS g
-           WHERE g.channel = $1 AND g.number = $4 AND g.version = $5 AND g.node = node.node)
-         ORDER BY node.node LIMIT $6",
+           WHERE g.channel = $1 AND g.number = $4 AND g.version = $5 AND g.node = node.node
+           AND ($6 = 0 OR g.phase NOT IN ('failed', 'silent', 'lost')
+             AND (g.phase <> 'rolled-back' OR node.quarantine IS NULL)))
+         ORDER BY node.node LIMIT $7",
     )
     .bind(rollout.channel.as_str())
     .bind(to_micros(since))
     .bind(from.map_or("", NodeId::as_str))
     .bind(to_number(rollout.number))
     .bind(rollout.version.as_str())
+    .bind(i64::from(again))
     .bind(i64::from(limit))
     .fetch_all(conn)
     .await?;
     rows.into_iter().map(member).collect()
 }
 
-type MemberRow = (String, String, String, String);
+type MemberRow = (String, String, String, String, Option<String>);
 
-fn member((node, group, arch, version): MemberRow) -> Result<Member, StoreError> {
+fn member((node, group, arch, version, quarantine): MemberRow) -> Result<Member, StoreError> {
     Ok(Member {
+        quarantine: quarantine.map(versions_in).transpose()?.unwrap_or_default(),
         node: parse("a node id", node)?,
         group: parse("a group", group)?,
         arch: parse("an architecture", arch)?,

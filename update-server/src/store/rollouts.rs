@@ -104,6 +104,18 @@ pub async fn set_policy(
     Ok(())
 }
 
+/// Removes a channel's policy: the default one holds for rollouts to come. False where none was set.
+///
+/// # Errors
+/// [`StoreError`] where the database fails.
+pub async fn remove_policy(conn: &mut Connection, channel: &Channel) -> Result<bool, StoreError> {
+    let done = sqlx::query("DELETE FROM rollout_policy WHERE channel = $1")
+        .bind(channel.as_str())
+        .execute(conn)
+        .await?;
+    Ok(done.rows_affected() == 1)
+}
+
 /// Where a grant belongs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GrantKey {

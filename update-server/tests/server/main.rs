@@ -23,6 +23,7 @@ mod retention;
 mod rollouts;
 mod rollouts_at_once;
 mod rollouts_back;
+mod rollouts_shown;
 mod s3;
 mod slow_clients;
 mod store;

@@ -17,6 +17,7 @@ mod retention;
 mod rollouts;
 mod rollouts_at_once;
 mod rollouts_back;
+mod rollouts_shown;
 mod store;
 mod updatectl;
 mod webhooks;

@@ -8,7 +8,7 @@ use clap::Parser;
 use common::{Operator, Release, Server};
 use jiff::Timestamp;
 use protocol::status::Exit;
-use protocol::wire::{AuditLog, ChannelList, ReleaseList};
+use protocol::wire::{AuditLog, ChannelList, ReleaseList, RolloutInfo};
 use std::path::PathBuf;
 use tempfile::TempDir;
 use update_engine::operator::{self, OperatorCommand, OperatorError, ServerOptions};
@@ -253,6 +253,47 @@ async fn a_release_folder_is_checked_before_anything_is_signed() {
     let bytes = serde_json::to_vec(&rebuilt.manifest).unwrap();
     std::fs::write(desk.path("1.1.0/manifest.json"), bytes).unwrap();
     desk.fails(PUSH, Exit::Failed, "a release never changes").await;
+}
+
+/// What is told to be typed can be typed.
+#[tokio::test]
+async fn commands_about_rollouts_as_the_screen_names_them() {
+    let server = server().await;
+    let desk = Desk::new(&server);
+    desk.ok("root push @keys").await;
+    desk.build("1.1.0");
+    desk.ok(PUSH).await;
+    std::fs::write(
+        desk.path("policy.toml"),
+        "[channel.alpha]\nwaves = [{ share = \"1%\", approve = true }, { share = \"100%\" }]\n",
+    )
+    .unwrap();
+    desk.ok("rollout set @policy.toml --yes").await;
+    desk.ok("channel set alpha 1.1.0").await;
+    desk.ok("rollout pause alpha --why looking").await;
+    let info: RolloutInfo = server.admin().read("/api/v1/rollouts/alpha").await;
+    let commands: Vec<String> = info
+        .next_stage
+        .iter()
+        .filter_map(|line| Some(line.split_once("updatectl ")?.1.replace("TEXT", "because")))
+        .collect();
+    assert_eq!(commands.len(), 2, "{:?}", info.next_stage);
+    for command in &commands {
+        desk.ok(command).await;
+    }
+    for line in [
+        "rollout nodes alpha",
+        "rollout nodes alpha --phase failed,rolled-back,silent --limit 5",
+        "node list --channel alpha --group web --version 1.0.0",
+        "rollout policy show",
+        "rollout policy show alpha",
+        "rollout policy remove alpha --yes",
+        "rollout show",
+    ] {
+        desk.ok(line).await;
+    }
+    desk.nothing_to_do("rollout policy remove alpha --yes").await;
+    desk.fails("rollout policy remove alpha", Exit::Usage, "--yes").await;
 }
 
 /// A copy of the database takes the server back in time, as an attacker or a restored backup would.

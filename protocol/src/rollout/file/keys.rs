@@ -19,7 +19,7 @@ pub const ROLLOUT_KEYS: &[Key] = &[
     key(
         "channel.NAME.waves.approve",
         Some("false"),
-        "whether an operator must approve that the next wave opens, with updatectl rollout approve",
+        "whether an operator must approve that the next wave opens, with updatectl rollout approve NAME --why TEXT",
     ),
     key("channel.NAME.canary.group", None, "the group whose nodes go before all others; required in canary"),
     key("channel.NAME.canary.hold", Some("\"1h\""), "how long at least they go alone"),

@@ -118,7 +118,12 @@ document!(
 );
 document!(
     policies,
-    Policies { schema: SCHEMA, digest: Sha256::of(b"policy"), file: "[groups.default]\n".to_owned() }
+    Policies {
+        schema: SCHEMA,
+        digest: Sha256::of(b"policy"),
+        file: "[groups.default]\n".to_owned(),
+        warnings: Vec::new(),
+    }
 );
 document!(
     policy_set,

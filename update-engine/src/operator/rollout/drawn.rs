@@ -1,9 +1,9 @@
 //! Step 4, channel: rollouts as text for people.
 
 use jiff::{SignedDuration, Timestamp};
-use protocol::rollout::{Ended, Rollout, Share, Stage, Stop};
+use protocol::rollout::{Ended, Phases, Reason, Rollout, Share, Stage, Stop};
 use protocol::status::one_line;
-use protocol::wire::{Decision, NodeExplain, RolloutInfo, SimulationReport};
+use protocol::wire::{Decision, NodeExplain, RolloutCounts, RolloutInfo, RolloutNode, SimulationReport};
 use std::fmt::Write as _;
 
 /// How wide a full bar is, in characters.
@@ -52,15 +52,7 @@ pub(super) fn shown(info: &RolloutInfo, now: Timestamp) -> String {
         ago(rollout.began_at, now)
     );
     // Writing to a string does not fail.
-    if let Some(halted) = &rollout.halted {
-        text.push_str(&stopped("HALTED", halted));
-    }
-    if let Some(paused) = &rollout.paused {
-        text.push_str(&stopped("PAUSED", paused));
-    }
-    for (group, paused) in &rollout.paused_groups {
-        text.push_str(&stopped(&format!("PAUSED for group {group}"), paused));
-    }
+    text.push_str(&stops(rollout));
     match counts.nodes {
         0 => text.push_str("  no node of this channel was heard of in the last 30 days\n"),
         nodes => {
@@ -72,20 +64,95 @@ pub(super) fn shown(info: &RolloutInfo, now: Timestamp) -> String {
         let _ = writeln!(text, "  {} of them are on dead ends and stay there", counts.dead_ends);
     }
     let _ = writeln!(text, "  {}, open for {}", stage(rollout), ago(rollout.stage_at, now));
-    let Ended { granted, confirmed, failed, silent } = counts.all;
-    let _ = writeln!(
-        text,
-        "  let go {granted}: {} under way, {confirmed} confirmed, {failed} failed, {silent} silent, {} lost",
-        counts.in_flight, counts.lost
-    );
+    text.push_str(&let_go(counts));
+    // A halt and a pause stand above.
+    let is_stop = |reason: &&Reason| matches!(reason, Reason::Halted { .. } | Reason::Paused { .. });
+    for reason in info.holds_all.iter().filter(|reason| !is_stop(reason)) {
+        let _ = writeln!(text, "  nobody is let go now: {}", one_line(&reason.to_string()));
+    }
+    text.push_str(&waits("  ", next_stage));
+    text
+}
+
+/// What the next stage waits for, after a margin.
+fn waits(margin: &str, next_stage: &[String]) -> String {
+    let mut text = String::new();
     for (at, line) in next_stage.iter().enumerate() {
-        let _ = writeln!(
-            text,
-            "  {} {line}",
-            if at == 0 { "next stage waits for" } else { "                 and" }
-        );
+        let begin = if at == 0 { "next stage waits for" } else { "                 and" };
+        let _ = writeln!(text, "{margin}{begin} {}", one_line(line));
     }
     text
+}
+
+/// What stopped a rollout, and the commands that come next.
+fn stops(rollout: &Rollout) -> String {
+    let channel = &rollout.channel;
+    let resume = format!("  to go on:    updatectl rollout resume {channel}");
+    let mut text = String::new();
+    if let Some(halted) = &rollout.halted {
+        text.push_str(&stopped("HALTED", halted));
+        let failures = Phases::failures();
+        let _ = writeln!(text, "  which nodes: updatectl rollout nodes {channel} --phase {failures}");
+    }
+    if let Some(paused) = &rollout.paused {
+        text.push_str(&stopped("PAUSED", paused));
+    }
+    if rollout.halted.is_some() || rollout.paused.is_some() {
+        let _ = writeln!(text, "{resume} --why TEXT");
+    }
+    for (group, paused) in &rollout.paused_groups {
+        text.push_str(&stopped(&format!("PAUSED for group {group}"), paused));
+        let _ = writeln!(text, "{resume} --group {group} --why TEXT");
+    }
+    text
+}
+
+/// What has come of those that were let go.
+fn let_go(counts: &RolloutCounts) -> String {
+    let Ended { granted, confirmed, failed, silent } = counts.all;
+    let own = counts.in_flight.saturating_sub(counts.in_flight_before);
+    let forgiven = match counts.forgiven {
+        0 => String::new(),
+        forgiven => format!(" ({forgiven} of these no longer counted)"),
+    };
+    let mut text = format!(
+        "  let go {granted}: {own} under way, {confirmed} confirmed, {failed} failed, {silent} silent{forgiven}, {} lost\n",
+        counts.lost
+    );
+    if counts.in_flight_before > 0 {
+        let _ = writeln!(text, "  and {} under way in a rollout before this one", counts.in_flight_before);
+    }
+    text
+}
+
+/// What stands above [`node_line`]s.
+pub(super) const NODES_HEADING: &str = "NODE                              GROUP      VERSION        STAGE \
+                                        PHASE       SINCE                 LAST EVENT";
+
+/// A node that was let go, in one line; `number` is the rollout that runs.
+pub(super) fn node_line(node: &RolloutNode, number: u64) -> String {
+    let stage = node.stage.map_or_else(|| "-".to_owned(), |stage| stage.saturating_add(1).to_string());
+    let mut notes = Vec::new();
+    if node.rollout != number {
+        notes.push(format!("(rollout {})", node.rollout));
+    }
+    if node.forgiven {
+        notes.push("(no longer counted)".to_owned());
+    }
+    if let Some(event) = &node.last_event {
+        notes.push(format!("{} {}", event.kind.as_str(), one_line(&event.detail)).trim_end().to_owned());
+    }
+    let grant = &node.grant;
+    let line = format!(
+        "{:32}  {:10} {:14} {stage:5} {:11} {:20}  {}",
+        node.node,
+        node.group,
+        grant.version,
+        grant.phase,
+        time(grant.phase_at),
+        notes.join(" ")
+    );
+    line.trim_end().to_owned()
 }
 
 /// A bar of a share of a whole.
@@ -203,6 +270,7 @@ pub(super) fn explained(explain: &NodeExplain) -> String {
             }
         }
     }
+    text.push_str(&waits("", &explain.next_stage));
     if let Some(grant) = &explain.grant {
         let (phase, at) = (grant.phase, time(grant.phase_at));
         let _ =

@@ -1,8 +1,8 @@
 use super::*;
-use protocol::rollout::{Ended, Reason, Rollout, RolloutPolicy, Stop};
+use protocol::rollout::{Ended, Grant, GrantPhase, Reason, Rollout, RolloutPolicy, Stop};
 use protocol::slot::Slot;
 use protocol::status::StateName;
-use protocol::wire::{NodeInfo, RolloutCounts, SimulationPoint};
+use protocol::wire::{Event, EventKind, NodeInfo, RolloutCounts, RolloutNode, SimulationPoint};
 
 fn start() -> Timestamp {
     "2026-11-30T08:00:00Z".parse().unwrap()
@@ -30,22 +30,73 @@ fn a_rollout_is_a_few_lines() {
         at_version: 50,
         dead_ends: 7,
         in_flight: 4,
+        in_flight_before: 3,
+        forgiven: 2,
         lost: 1,
         all,
         ..RolloutCounts::default()
     };
-    let next_stage = vec!["an operator: updatectl rollout resume stable".to_owned(), "its hold".to_owned()];
-    let info = RolloutInfo { schema: SCHEMA, rollout, counts, next_stage };
+    let next_stage = vec!["an operator".to_owned(), "its hold".to_owned()];
+    let halted = Reason::Halted { since: hours(1), why: String::new() };
+    let holds_all = vec![halted, Reason::Frozen { until: Some(hours(48)), why: "audit".to_owned() }];
+    let group = Stop { at: hours(2), by: "eva".to_owned(), why: "tables".to_owned() };
+    rollout.paused_groups.insert("db".parse().unwrap(), group);
+    let warnings = Vec::new();
+    let info = RolloutInfo { schema: SCHEMA, rollout, counts, next_stage, holds_all, warnings };
     assert_eq!(
         shown(&info, hours(25)),
         "stable -> 1.1.0  rollout 1, began 2026-11-30T08:00:00Z (1d01h ago)\n  \
          HALTED since 2026-11-30T09:00:00Z by server: 3 of 4\\u{1b}[2J failed\n  \
+         which nodes: updatectl rollout nodes stable --phase failed,rolled-back,silent\n  \
+         to go on:    updatectl rollout resume stable --why TEXT\n  \
+         PAUSED for group db since 2026-11-30T10:00:00Z by eva: tables\n  \
+         to go on:    updatectl rollout resume stable --group db --why TEXT\n  \
          [##########..............................]  50 of 200 nodes run it (25%)\n  \
          7 of them are on dead ends and stay there\n  \
          stage 1 of 2: 1% of the nodes, open for 1d01h\n  \
-         let go 9: 4 under way, 1 confirmed, 2 failed, 1 silent, 1 lost\n  \
-         next stage waits for an operator: updatectl rollout resume stable\n                   \
+         let go 9: 1 under way, 1 confirmed, 2 failed, 1 silent (2 of these no longer counted), 1 lost\n  \
+         and 3 under way in a rollout before this one\n  \
+         nobody is let go now: frozen until 2026-12-02T08:00:00Z: audit\n  \
+         next stage waits for an operator\n                   \
          and its hold\n"
+    );
+}
+
+#[test]
+fn a_node_that_was_let_go_is_a_line() {
+    let event = Event {
+        seq: 1,
+        at: hours(1),
+        kind: EventKind::RolledBack,
+        version: None,
+        release: None,
+        detail: "web.service \u{1b}failed".to_owned(),
+        evidence: String::new(),
+    };
+    let mut node = RolloutNode {
+        node: "0123456789abcdef0123456789abcdef".parse().unwrap(),
+        group: "web".parse().unwrap(),
+        rollout: 2,
+        stage: Some(0),
+        grant: Grant {
+            version: "1.1.0".parse().unwrap(),
+            granted_at: start(),
+            phase: GrantPhase::RolledBack,
+            phase_at: hours(1),
+        },
+        forgiven: true,
+        last_event: Some(event),
+    };
+    let text = format!("{NODES_HEADING}\n{}", node_line(&node, 2));
+    assert_eq!(
+        text,
+        "NODE                              GROUP      VERSION        STAGE PHASE       SINCE                 LAST EVENT\n\
+         0123456789abcdef0123456789abcdef  web        1.1.0          1     rolled-back 2026-11-30T09:00:00Z  \
+         (no longer counted) rolled-back web.service \\u{1b}failed"
+    );
+    (node.stage, node.forgiven, node.last_event) = (None, false, None);
+    assert!(
+        node_line(&node, 3).ends_with("1.1.0          -     rolled-back 2026-11-30T09:00:00Z  (rollout 2)")
     );
 }
 
@@ -128,11 +179,12 @@ fn the_reasons_of_a_node_are_numbered() {
         because,
         grant: None,
         place: Some("43.21%".parse().unwrap()),
+        next_stage: vec!["an operator's approval".to_owned(), "its hold".to_owned()],
     };
     let text = explained(&explain);
     assert!(
         text.ends_with(
-            "waits to go to 1.1.0:\n  1. the group canary goes first\n  2. 2 nodes are under way, and 2 may be\nstands at 43.21% of the nodes in this rollout\n"
+            "waits to go to 1.1.0:\n  1. the group canary goes first\n  2. 2 nodes are under way, and 2 may be\nnext stage waits for an operator's approval\n                 and its hold\nstands at 43.21% of the nodes in this rollout\n"
         ),
         "{text}"
     );

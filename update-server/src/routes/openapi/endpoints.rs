@@ -1,15 +1,17 @@
 //! Step 4, channel: every address of the server, who may ask there, what goes in and what comes out.
 
-use super::{Endpoint, day, number};
+use super::{Endpoint, day, number, phases};
 use crate::auth::Role::{Operator, Publisher, Viewer};
-use protocol::id::Channel;
+use protocol::id::{Channel, Group, NodeId};
 use protocol::lock::ClientId;
+use protocol::version::Version;
 use protocol::wire::{
     AuditLog, ChannelInfo, ChannelList, ChannelPromote, ChannelSet, EnrolmentCreate, EnrolmentCreated,
     EnrolmentList, EventStats, Events, FleetLockBody, LockAnswer, LockCommand, LockImport, LockInfo,
     LockList, LockRelease, LockView, NodeExplain, NodeGroup, NodeList, NodeRemove, NodeRevoke, NodeRevoked,
-    NodeShow, Policies, PolicySet, Published, ReleaseList, ReleasePush, RolloutAct, RolloutInfo, RolloutList,
-    RootPush, SimulationReport, SimulationRequest, UpdateAnswer, UpdateCheck, VersionStats,
+    NodeShow, Policies, PolicyRemove, PolicySet, Published, ReleaseList, ReleasePush, RolloutAct,
+    RolloutInfo, RolloutList, RolloutNodes, RootPush, SimulationReport, SimulationRequest, UpdateAnswer,
+    UpdateCheck, VersionStats,
 };
 use utoipa::openapi::path::HttpMethod::{Delete, Get, Post, Put};
 
@@ -107,6 +109,13 @@ fn rollouts() -> Vec<Endpoint> {
             .operator(Viewer)
             .gives::<RolloutInfo>()
             .fails(&[404]),
+        Endpoint::new(Get, "/api/v1/rollouts/{channel}/nodes", "Nodes that were let go, by id: a page.")
+            .operator(Viewer)
+            .asks_plain("phase", phases(), "Only in these phases.")
+            .asks::<NodeId>("after", false, "Only nodes after this one.")
+            .asks_plain("limit", number(u64::from(u32::MAX)), "How many to give; more than 10000 is 10000.")
+            .gives::<RolloutNodes>()
+            .fails(&[404]),
         act("/api/v1/rollouts/{channel}/pause", "Lets nobody go, until it is resumed."),
         act("/api/v1/rollouts/{channel}/resume", "Lets nodes go again."),
         act("/api/v1/rollouts/{channel}/approve", "Approves that the next stage opens."),
@@ -127,6 +136,15 @@ fn rollouts() -> Vec<Endpoint> {
             .takes::<PolicySet>()
             .gives::<Policies>()
             .fails(&[409]),
+        Endpoint::new(
+            Post,
+            "/api/v1/rollout-policy/{channel}/remove",
+            "Lets the default policy hold for a channel.",
+        )
+        .operator(Operator)
+        .takes::<PolicyRemove>()
+        .gives::<Policies>()
+        .fails(&[404, 409]),
     ]
 }
 
@@ -134,6 +152,9 @@ fn fleet() -> Vec<Endpoint> {
     vec![
         Endpoint::new(Get, "/api/v1/nodes", "The nodes by last contact, newest first.")
             .operator(Viewer)
+            .asks::<Channel>("channel", false, "Only those that follow it.")
+            .asks::<Group>("group", false, "Only those in it.")
+            .asks::<Version>("version", false, "Only those that run it, as it is spelled.")
             .asks_plain("skip", number(u64::from(u32::MAX)), "How many to leave out.")
             .asks_plain("limit", number(u64::from(u32::MAX)), "How many to give; more than 10000 is 10000.")
             .gives::<NodeList>(),
