@@ -278,7 +278,7 @@ fn what_holds_all_is_told_of_the_rollout_as_of_each_node() {
         paused_groups: [("db".parse().unwrap(), stop("tables"))].into(),
         ..rollout(text)
     };
-    let used = Used { in_flight: 0, recent: 3, first_recent: Some(start()) };
+    let used = Used { in_flight: 0, recent: 3, makes_room: Some(start()) };
     let all = holds_all(&held, &used, after(60));
     assert_eq!(
         all.iter().map(|reason| reason.to_string().chars().take(34).collect::<String>()).collect::<Vec<_>>(),

@@ -181,7 +181,7 @@ pub(super) fn state_name(text: String) -> Result<StateName, StoreError> {
 }
 
 /// As [`quarantine_text`] wrote them.
-fn versions_in(text: String) -> Result<Vec<Version>, StoreError> {
+fn versions_in(text: &str) -> Result<Vec<Version>, StoreError> {
     text.split_whitespace().map(|version| parse("a version", version.to_owned())).collect()
 }
 
@@ -206,7 +206,7 @@ fn info(row: Row) -> Result<NodeInfo, StoreError> {
         last_event: row.last_event.map(event).transpose()?,
         enrolled_with: row.enrolled_with,
         revoked,
-        quarantine: row.quarantine.map(versions_in).transpose()?,
+        quarantine: row.quarantine.as_deref().map(versions_in).transpose()?,
         dead_end: row.dead_end,
     })
 }
@@ -384,7 +384,7 @@ type MemberRow = (String, String, String, String, Option<String>);
 
 fn member((node, group, arch, version, quarantine): MemberRow) -> Result<Member, StoreError> {
     Ok(Member {
-        quarantine: quarantine.map(versions_in).transpose()?.unwrap_or_default(),
+        quarantine: quarantine.as_deref().map(versions_in).transpose()?.unwrap_or_default(),
         node: parse("a node id", node)?,
         group: parse("a group", group)?,
         arch: parse("an architecture", arch)?,

@@ -233,8 +233,13 @@ async fn strange(conn: &mut AnyConnection) -> Result<Option<String>, StoreError>
         return Ok(Some(other));
     }
     let first = POSTGRES.iter().min_by_key(|migration| migration.version);
-    let ours: Vec<(i64, Vec<u8>)> =
-        sqlx::query_as("SELECT version, checksum FROM _sqlx_migrations").fetch_all(conn).await?;
+    let ours: Result<Vec<(i64, Vec<u8>)>, sqlx::Error> =
+        sqlx::query_as("SELECT version, checksum FROM _sqlx_migrations").fetch_all(conn).await;
+    let ours = match ours {
+        // We may not read it, or it has other columns: somebody else's.
+        Err(sqlx::Error::Database(_)) => Vec::new(),
+        ours => ours?,
+    };
     let is_ours = first.is_some_and(|first| {
         ours.iter().any(|(version, sum)| *version == first.version && **sum == *first.checksum)
     });
