@@ -182,7 +182,7 @@ async fn a_certificate_that_cannot_be_shown_is_named() {
     let error = update_engine::error::chain(&operator::run(audit, &options, true).await.unwrap_err());
     let says = format!("{} does not hold a certificate that can be shown", file("eva.pem").display());
     assert!(error.starts_with(&says) && !error.contains("peer"), "{error}");
-    assert!(error.ends_with(": UnsupportedCertVersion"), "{error}");
+    assert!(error.contains("UnsupportedCertVersion"), "{error}");
 }
 
 /// The real program on a folder of its own.

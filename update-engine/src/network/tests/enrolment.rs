@@ -95,7 +95,7 @@ async fn what_a_person_reads() {
     assert!(line.contains("cannot read") && line.contains("missing (server.enrolment_token_file)"), "{line}");
     for (text, saying) in [
         ("flipside_07", "expected flipside_enrol_"),
-        (&*"x".repeat(2000), "found 2000 bytes"),
+        (&*"x".repeat(2000), "found more than 1024 bytes"),
         ("", "expected"),
     ] {
         let line = refusal(&server, written(&folder, text)).await;
