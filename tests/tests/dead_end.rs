@@ -25,6 +25,8 @@ fn a_node_on_a_dead_end_says_so_and_goes_on_when_it_is_none_any_more() {
     stuck.engine(&[]).unwrap().ok().unwrap();
     assert_eq!(stuck.boot().unwrap(), Slot::B);
     stuck.engine(&[]).unwrap().ok().unwrap();
+    // What a node runs is what it said when it last asked.
+    stuck.engine(&[]).unwrap().expect_code(3).unwrap();
     late.engine(&[]).unwrap().ok().unwrap();
     assert_eq!(late.open_disk().unwrap().select().map(|(slot, _)| slot), Some(Slot::B), "activated");
 
