@@ -5,8 +5,8 @@
 
 use crate::common;
 
-use common::fleet::{Node, act, explain, id, rollout, set_policy};
-use common::{ARCH, Client, Operator, Server, done, error, node_sees};
+use common::fleet::{Node, act, explain, id, pass, published, rollout, set_policy};
+use common::{ARCH, Client, Operator, done, error, node_sees};
 use jiff::SignedDuration;
 use protocol::rollout::{GrantPhase, Reason, Share, place};
 use protocol::wire::{
@@ -14,23 +14,10 @@ use protocol::wire::{
     QUARANTINE_MAX, ReleaseList, RolloutInfo, SCHEMA, SimulationReport, SimulationRequest,
 };
 use reqwest::{Method, StatusCode};
-use update_server::rollouts;
 
 /// The dead end of these tests, between 1.0.0 and 1.1.0.
 const END: &str = "1.0.5";
 const WHY: &str = "its updater cannot write";
-
-/// A server with 1.0.0, [`END`], not marked yet, and 1.1.0.
-async fn bench() -> (Server, Client, Operator) {
-    let server = Server::start().await;
-    let admin = server.admin();
-    let mut operator = server.operator();
-    operator.push_root(&admin).await;
-    for version in ["1.0.0", END, "1.1.0"] {
-        operator.release(&admin, version).await;
-    }
-    (server, admin, operator)
-}
 
 async fn mark(operator: &mut Operator, admin: &Client, why: Option<&str>) {
     let _: Published = done(operator.dead_end(admin, END, why).await).await;
@@ -51,15 +38,9 @@ fn running(admin: &Client, number: u32, version: &str) -> Node {
     node
 }
 
-async fn pass(server: &Server, minutes: i64) {
-    server.advance(SignedDuration::from_mins(minutes));
-    server.app.checkins().flush(server.app.store()).await.unwrap();
-    rollouts::tick(&server.app).await.unwrap();
-}
-
 #[tokio::test]
 async fn who_runs_a_dead_end_is_told_so_and_blocks_no_push() {
-    let (server, admin, mut operator) = bench().await;
+    let (server, admin, mut operator) = published(&["1.0.0", END, "1.1.0"]).await;
     point(&admin, "stable", END, false).await;
     let (behind, stuck) = (running(&admin, 1, "1.0.0"), running(&admin, 2, END));
     assert!(behind.may_go().await);
@@ -115,7 +96,7 @@ async fn who_runs_a_dead_end_is_told_so_and_blocks_no_push() {
 
 #[tokio::test]
 async fn a_channel_points_at_a_dead_end_only_where_that_is_insisted_on() {
-    let (server, admin, mut operator) = bench().await;
+    let (server, admin, mut operator) = published(&["1.0.0", END, "1.1.0"]).await;
     mark(&mut operator, &admin, Some(WHY)).await;
     let node = running(&admin, 1, "1.0.0");
     let path = "/api/v1/channels/stable";
@@ -161,7 +142,7 @@ async fn a_channel_points_at_a_dead_end_only_where_that_is_insisted_on() {
 
 #[tokio::test]
 async fn what_is_said_of_a_dead_end_is_checked_and_lasts_as_long_as_the_release() {
-    let (_server, admin, mut operator) = bench().await;
+    let (_server, admin, mut operator) = published(&["1.0.0", END, "1.1.0"]).await;
     for wrong in ["", "two\nlines", &"x".repeat(257)] {
         let refused = error(operator.dead_end(&admin, END, Some(wrong)).await, StatusCode::BAD_REQUEST).await;
         assert!(refused.message.starts_with("the reason of a dead end is not valid"), "{}", refused.message);
@@ -186,7 +167,7 @@ fn of_the_first_half(yes: bool) -> Vec<u32> {
 
 #[tokio::test]
 async fn nodes_on_dead_ends_are_not_waited_for() {
-    let (server, admin, mut operator) = bench().await;
+    let (server, admin, mut operator) = published(&["1.0.0", END, "1.1.0"]).await;
     let waves = "waves = [{ share = \"50%\", hold = \"1m\" }, { share = \"100%\" }]\n\
                  [channel.stable.promotion]\nhealthy = \"100%\"\n";
     set_policy(&admin, waves).await;
@@ -254,7 +235,7 @@ async fn nodes_on_dead_ends_are_not_waited_for() {
 
 #[tokio::test]
 async fn what_a_node_has_in_quarantine_is_known_and_explained() {
-    let (server, admin, _) = bench().await;
+    let (server, admin, _) = published(&["1.0.0", END, "1.1.0"]).await;
     point(&admin, "stable", "1.1.0", false).await;
     let mut node = running(&admin, 1, "1.0.0");
     let kept = async || {

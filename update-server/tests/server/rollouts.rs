@@ -4,8 +4,8 @@
 
 use crate::common;
 
-use common::fleet::{Node, act, explain, id, rollout, set_policy};
-use common::{Client, Operator, Release, Server, done, error};
+use common::fleet::{Node, act, explain, id, pass, published, rolling, rollout, set_policy};
+use common::{Client, Release, done, error};
 use jiff::SignedDuration;
 use protocol::rollout::{GrantPhase, Share};
 use protocol::status::StateName;
@@ -14,33 +14,6 @@ use protocol::wire::{
     RolloutList, SCHEMA, SimulationReport, SimulationRequest, UpdateCheck,
 };
 use reqwest::{Method, StatusCode};
-use update_server::rollouts;
-
-/// A server with 1.0.0 and 1.1.0.
-async fn bench() -> (Server, Client, Operator) {
-    let server = Server::start().await;
-    let admin = server.admin();
-    let mut operator = server.operator();
-    operator.push_root(&admin).await;
-    operator.release(&admin, "1.0.0").await;
-    operator.release(&admin, "1.1.0").await;
-    (server, admin, operator)
-}
-
-/// The same with stable pointing at 1.1.0 by a policy.
-async fn rolling(policy: &str) -> (Server, Client) {
-    let (server, admin, _) = bench().await;
-    set_policy(&admin, policy).await;
-    let _: ChannelInfo = done(admin.set_channel("stable", "1.1.0").await).await;
-    server.advance(SignedDuration::from_secs(1));
-    (server, admin)
-}
-
-async fn pass(server: &Server, minutes: i64) {
-    server.advance(SignedDuration::from_mins(minutes));
-    server.app.checkins().flush(server.app.store()).await.unwrap();
-    rollouts::tick(&server.app).await.unwrap();
-}
 
 #[tokio::test]
 async fn without_a_policy_all_go_and_three_of_a_few_that_fail_halt_it() {
@@ -191,7 +164,7 @@ async fn a_node_that_does_nothing_with_its_leave_or_goes_elsewhere_gives_up_its_
 
 #[tokio::test]
 async fn what_confirms_a_step_on_the_way_proves_nothing_about_the_release() {
-    let (server, admin, mut operator) = bench().await;
+    let (server, admin, mut operator) = published(&["1.0.0", "1.1.0"]).await;
     let barrier = Release::new("2.0.0", Some("1.1.0"));
     admin.upload(&barrier.payload).await;
     let push = operator.push(&[barrier.add()]);
@@ -332,7 +305,7 @@ async fn windows_tell_when_to_ask_again_and_pauses_hold_those_under_way() {
 
 #[tokio::test]
 async fn a_channel_is_not_pointed_where_its_nodes_have_no_way_to() {
-    let (server, admin, mut operator) = bench().await;
+    let (server, admin, mut operator) = published(&["1.0.0", "1.1.0"]).await;
     let _: ChannelInfo = done(admin.set_channel("stable", "1.1.0").await).await;
     let barrier = Release::new("2.0.0", Some("1.5.0"));
     admin.upload(&barrier.payload).await;
@@ -379,7 +352,7 @@ async fn a_channel_is_not_pointed_where_its_nodes_have_no_way_to() {
 
 #[tokio::test]
 async fn a_promotion_waits_for_its_gate() {
-    let (server, admin, _) = bench().await;
+    let (server, admin, _) = published(&["1.0.0", "1.1.0"]).await;
     let gate = "[channel.stable.promotion]\nsoak = \"24h\"\nhealthy = \"90%\"\nnodes = 2\n";
     set_policy(&admin, gate).await;
     let promote = |despite_gate: Option<&str>| {

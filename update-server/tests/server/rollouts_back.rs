@@ -5,7 +5,7 @@
 
 use crate::common;
 
-use common::fleet::{Node, act, id, rollout, set_policy};
+use common::fleet::{Node, act, id, rolling, rollout, set_policy};
 use common::{Client, Release, Server, done};
 use jiff::SignedDuration;
 use protocol::rollout::Rollout;
@@ -15,19 +15,6 @@ use update_server::rollouts;
 use update_server::store::rollouts as stored;
 
 const HOUR: SignedDuration = SignedDuration::from_hours(1);
-
-/// A server that points stable at 1.1.0, and has 1.0.0.
-async fn rolling(policy: &str) -> (Server, Client) {
-    let server = Server::start().await;
-    let admin = server.admin();
-    let mut operator = server.operator();
-    operator.push_root(&admin).await;
-    operator.release(&admin, "1.0.0").await;
-    operator.release(&admin, "1.1.0").await;
-    set_policy(&admin, policy).await;
-    set(&admin, "1.1.0").await;
-    (server, admin)
-}
 
 async fn set(admin: &Client, version: &str) {
     let _: ChannelInfo = done(admin.set_channel("stable", version).await).await;

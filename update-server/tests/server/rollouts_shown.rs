@@ -5,8 +5,8 @@
 
 use crate::common;
 
-use common::fleet::{Node, act, explain, id, rollout, set_policy};
-use common::{Client, Server, done, error};
+use common::fleet::{Node, act, explain, id, pass, rolling, rollout, set_policy};
+use common::{Client, done, error};
 use jiff::SignedDuration;
 use protocol::rollout::{GrantPhase, Reason, RolloutPolicy};
 use protocol::wire::{
@@ -14,27 +14,6 @@ use protocol::wire::{
     SCHEMA,
 };
 use reqwest::{Method, StatusCode};
-use update_server::rollouts;
-
-/// A server that points stable at 1.1.0 by a policy, and has 1.0.0.
-async fn rolling(policy: &str) -> (Server, Client) {
-    let server = Server::start().await;
-    let admin = server.admin();
-    let mut operator = server.operator();
-    operator.push_root(&admin).await;
-    operator.release(&admin, "1.0.0").await;
-    operator.release(&admin, "1.1.0").await;
-    set_policy(&admin, policy).await;
-    let _: ChannelInfo = done(admin.set_channel("stable", "1.1.0").await).await;
-    server.advance(SignedDuration::from_secs(1));
-    (server, admin)
-}
-
-async fn pass(server: &Server, minutes: i64) {
-    server.advance(SignedDuration::from_mins(minutes));
-    server.app.checkins().flush(server.app.store()).await.unwrap();
-    rollouts::tick(&server.app).await.unwrap();
-}
 
 async fn listed(admin: &Client, query: &str) -> RolloutNodes {
     admin.read(&format!("/api/v1/rollouts/stable/nodes?{query}")).await

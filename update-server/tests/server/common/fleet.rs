@@ -1,7 +1,7 @@
 //! Nodes of a server, as HTTP clients without an engine.
 
-use super::{Client, check, done};
-use jiff::Timestamp;
+use super::{Client, Operator, Server, check, done};
+use jiff::{SignedDuration, Timestamp};
 use protocol::digest::Sha256;
 use protocol::status::StateName;
 use protocol::wire::{self, Event, EventKind, Events, NodeExplain, RolloutInfo, UpdateAnswer, UpdateCheck};
@@ -118,4 +118,32 @@ pub async fn rollout(client: &Client) -> RolloutInfo {
 /// Why a node may or may not go.
 pub async fn explain(client: &Client, number: u32) -> NodeExplain {
     client.read(&format!("/api/v1/nodes/{}/explain", id(number))).await
+}
+
+/// A server with these releases.
+pub async fn published(versions: &[&str]) -> (Server, Client, Operator) {
+    let server = Server::start().await;
+    let admin = server.admin();
+    let mut operator = server.operator();
+    operator.push_root(&admin).await;
+    for version in versions {
+        operator.release(&admin, version).await;
+    }
+    (server, admin, operator)
+}
+
+/// A server with 1.0.0 that points stable at 1.1.0 by a policy.
+pub async fn rolling(policy: &str) -> (Server, Client) {
+    let (server, admin, _) = published(&["1.0.0", "1.1.0"]).await;
+    set_policy(&admin, policy).await;
+    let _: wire::ChannelInfo = done(admin.set_channel("stable", "1.1.0").await).await;
+    server.advance(SignedDuration::from_secs(1));
+    (server, admin)
+}
+
+/// Minutes pass, and the server looks at its rollouts.
+pub async fn pass(server: &Server, minutes: i64) {
+    server.advance(SignedDuration::from_mins(minutes));
+    server.app.checkins().flush(server.app.store()).await.unwrap();
+    update_server::rollouts::tick(&server.app).await.unwrap();
 }
