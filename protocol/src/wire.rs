@@ -67,6 +67,7 @@ mod enrolment;
 mod lock;
 mod policy;
 mod rollout;
+mod secret;
 mod stats;
 #[cfg(test)]
 mod tests;

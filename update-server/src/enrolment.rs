@@ -85,7 +85,7 @@ impl NotBound {
     }
 }
 
-/// Whether a token is good, before a change is begun for it: whoever makes tokens up takes no turn of those that write.
+/// Whether a token is good. Asked before a change is begun for it too: whoever makes tokens up takes no turn of those that write.
 ///
 /// # Errors
 /// [`StoreError`].
@@ -93,11 +93,11 @@ pub async fn look_at(
     conn: &mut Connection,
     token: &Sha256,
     now: Timestamp,
-) -> Result<Result<(), NotBound>, StoreError> {
+) -> Result<Result<EnrolmentInfo, NotBound>, StoreError> {
     Ok(match enrolment::find(conn, token, now).await? {
         None => Err(NotBound::Unknown),
         Some(found) if found.state != EnrolmentState::Valid => Err(NotBound::Over(found.id, found.state)),
-        Some(_) => Ok(()),
+        Some(found) => Ok(found),
     })
 }
 
@@ -125,10 +125,10 @@ pub async fn bind(
         tracing::info!(%node, "a node id is bound to its first credential");
         return Ok(Ok(*credential));
     };
-    let Some(token) = enrolment::find(conn, hash, now).await? else { return Ok(Err(NotBound::Unknown)) };
-    if token.state != EnrolmentState::Valid {
-        return Ok(Err(NotBound::Over(token.id, token.state)));
-    }
+    let token = match look_at(conn, hash, now).await? {
+        Ok(token) => token,
+        Err(why) => return Ok(Err(why)),
+    };
     enrolment::count_use(conn, hash, now).await?;
     credentials::bind(conn, node, credential, now, Some(&token.id)).await?;
     let mut detail = format!("with token {}", token.id);

@@ -1,5 +1,6 @@
 //! Steps 4 and 9: a node's own secret, which binds its id on the server to this one node.
 
+use super::secret;
 use crate::digest::Sha256;
 use std::fmt;
 use std::str::FromStr;
@@ -21,7 +22,7 @@ impl NodeCredential {
     /// A credential of 32 random bytes.
     #[must_use]
     pub fn from_random(bytes: [u8; 32]) -> Self {
-        Self(format!("{PREFIX}{}", hex::encode(bytes)))
+        Self(secret::of(PREFIX, bytes))
     }
 
     /// Whether a bearer token means to be a node's credential, valid or not.
@@ -47,9 +48,7 @@ impl FromStr for NodeCredential {
     type Err = InvalidCredential;
 
     fn from_str(text: &str) -> Result<Self, InvalidCredential> {
-        let digits = text.strip_prefix(PREFIX).ok_or(InvalidCredential)?;
-        let is_hex = digits.len() == 64 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-        if is_hex { Ok(Self(text.to_owned())) } else { Err(InvalidCredential) }
+        if secret::is_one(PREFIX, text) { Ok(Self(text.to_owned())) } else { Err(InvalidCredential) }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Step 4, channel: how a node becomes one of the fleet's, and what operators say about it: enrolment tokens, groups that
 //! operators assign, and nodes that are not heard any more.
 
+use super::secret;
 use crate::digest::Sha256;
 use crate::id::Group;
 use crate::lock::ClientId;
@@ -32,7 +33,7 @@ impl EnrolmentToken {
     /// A token of 32 random bytes.
     #[must_use]
     pub fn from_random(bytes: [u8; 32]) -> Self {
-        Self(format!("{PREFIX}{}", hex::encode(bytes)))
+        Self(secret::of(PREFIX, bytes))
     }
 
     /// The secret, for the header and the file.
@@ -60,9 +61,7 @@ impl FromStr for EnrolmentToken {
     type Err = InvalidEnrolmentToken;
 
     fn from_str(text: &str) -> Result<Self, InvalidEnrolmentToken> {
-        let digits = text.strip_prefix(PREFIX).ok_or(InvalidEnrolmentToken)?;
-        let is_hex = digits.len() == 64 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-        if is_hex { Ok(Self(text.to_owned())) } else { Err(InvalidEnrolmentToken) }
+        if secret::is_one(PREFIX, text) { Ok(Self(text.to_owned())) } else { Err(InvalidEnrolmentToken) }
     }
 }
 

@@ -244,6 +244,16 @@ async fn nodes(
     Ok(Exit::Done)
 }
 
+/// The server says that it is as the operator wants it.
+fn as_wanted(message: &str, json: bool) -> Result<Exit, OperatorError> {
+    if json {
+        print_json(&json!({ "schema": SCHEMA, "changed": false, "reason": message }))?;
+    } else {
+        say(format_args!("nothing to do: {}", one_line(message)))?;
+    }
+    Ok(Exit::NothingToDo)
+}
+
 async fn act(client: &Client, options: ActOptions, verb: &str, json: bool) -> Result<Exit, OperatorError> {
     let ActOptions { channel, group, why } = options;
     // What is done is done to the rollout and the stage that are seen now, and to no later ones.
@@ -254,12 +264,7 @@ async fn act(client: &Client, options: ActOptions, verb: &str, json: bool) -> Re
     let info: RolloutInfo = match client.change(Method::POST, &path, &body).await {
         // It is as the operator wants it.
         Err(OperatorError::Server { status: 409, message }) => {
-            if json {
-                print_json(&json!({ "schema": SCHEMA, "changed": false, "reason": message }))?;
-            } else {
-                say(format_args!("nothing to do: {}", one_line(&message)))?;
-            }
-            return Ok(Exit::NothingToDo);
+            return as_wanted(&message, json);
         }
         answer => answer?,
     };
@@ -313,12 +318,7 @@ async fn remove_policy(
     let path = format!("api/v1/rollout-policy/{channel}/remove");
     match client.change::<_, Policies>(Method::POST, &path, &body).await {
         Err(OperatorError::Server { status: 404, message }) => {
-            if json {
-                print_json(&json!({ "schema": SCHEMA, "changed": false, "reason": message }))?;
-            } else {
-                say(format_args!("nothing to do: {}", one_line(&message)))?;
-            }
-            return Ok(Exit::NothingToDo);
+            return as_wanted(&message, json);
         }
         answer => answer?,
     };
